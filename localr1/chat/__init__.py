@@ -1,0 +1,1 @@
+"""The conversation: sessions, thinking, the terminal."""

@@ -1,0 +1,1 @@
+"""How a file of weights becomes a running model: configuration, files, layers, text."""

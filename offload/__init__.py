@@ -1,0 +1,1 @@
+"""Measure the machine, plan, place, keep resident. Imports nothing of localr1."""
