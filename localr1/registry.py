@@ -1,0 +1,102 @@
+"""The models known by name (models.toml), and what a MODEL argument means: a name or a path.
+
+Not here: reading the files (localr1.models) and fetching them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localr1.errors import ModelNotFound
+
+PACKAGE = Path(__file__).parent
+DEFAULT_MODEL = "tiny-r1"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One table of models.toml; its head says what each field means."""
+
+    name: str
+    title: str
+    licence: str
+    context: int
+    source: str
+    aliases: tuple[str, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256
+    card: str = ""
+
+    @property
+    def path(self) -> Path | None:
+        """The file to open, or None while it is not on this machine."""
+        kind, _, where = self.source.partition(":")
+        path = PACKAGE / where / next(iter(self.files), "")
+        return path if kind == "package" and path.is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a MODEL argument means: the file or folder to open, its entry if any, its name."""
+
+    path: Path
+    entry: ModelEntry | None
+    name: str
+
+
+@functools.cache
+def entries() -> Mapping[str, ModelEntry]:
+    """Every known model by its name, in the order of models.toml."""
+    beside = PACKAGE / "models.toml"  # in a wheel; in a checkout it is at the top of the repository
+    text = (beside if beside.is_file() else PACKAGE.parent / "models.toml").read_text("utf-8")
+    return {name: _entry(name, table) for name, table in tomllib.loads(text).items()}
+
+
+def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
+    return ModelEntry(**{**table, "name": name, "aliases": tuple(table.get("aliases", ()))})
+
+
+def resolve(model: str | Path) -> Resolved:
+    """The model that `model` names: a name or alias of models.toml, a .gguf file, or a folder.
+
+    Raises `ModelNotFound` for an unknown name (with the nearest known one), for a path that holds
+    nothing, and for a known model whose files are not on this machine.
+    """
+    text = str(model)
+    for entry in entries().values():
+        if text.lower() in (entry.name, *entry.aliases):
+            return Resolved(_file_of(entry), entry, entry.name)
+    path = Path(text).expanduser()
+    if path.exists():
+        return Resolved(path, None, path.resolve().stem if path.is_file() else path.resolve().name)
+    if _looks_like_path(text):
+        raise ModelNotFound(
+            f"there is no file or folder {text}", "check the path, or `localr1 list`"
+        )
+    raise ModelNotFound(f"no model is called {text!r}", _suggestion(text))
+
+
+def _file_of(entry: ModelEntry) -> Path:
+    if entry.path is None:
+        raise ModelNotFound(
+            f"the files of {entry.name} are not on this machine",
+            "give the path of its first .gguf file instead of its name",
+        )
+    return entry.path
+
+
+def _looks_like_path(text: str) -> bool:
+    return "/" in text or "\\" in text or text.startswith(("~", ".")) or text.endswith(".gguf")
+
+
+def _suggestion(text: str) -> str:
+    names = [name for entry in entries().values() for name in (entry.name, *entry.aliases)]
+    near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.5)
+    known = "`localr1 list` shows the known names; a path to a .gguf file or a folder works too"
+    return f"did you mean {near[0]}? {known}" if near else known
