@@ -53,8 +53,9 @@ class GenerationStats:
 
     @property
     def decode_tps(self) -> float:
-        """Tokens written per second."""
-        return self.completion_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
+        """Tokens written per second; the first one comes out of reading the prompt."""
+        steps = self.completion_tokens - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else 0.0
 
 
 FinishReason: TypeAlias = Literal["stop", "length", "context", "interrupted"]

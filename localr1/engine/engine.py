@@ -1,0 +1,171 @@
+"""The loop: read a prompt, then one token after the other. Token ids in, token ids out.
+
+The engine knows nothing of text, templates or thinking. It keeps the ids whose latents lie in the cache,
+so that a prompt which begins like the last one is read from where the two part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from localr1.engine.sampler import Sampler, SamplingParams
+from localr1.errors import ContextFull, LocalR1Error
+from localr1.events import FinishReason, GenerationStats, Progress
+from localr1.models.deepseek import Transformer
+
+_SUPER_CHUNK = 32_768  # tokens that pass through one layer before the next: design of layer-major prefill
+_MIN_PROGRESS = 64  # shorter prompts are read before a person could see a bar
+
+
+class Engine:
+    """One model, one cache, one conversation at a time."""
+
+    def __init__(self, model: Transformer, stop_ids: frozenset[int], context: int) -> None:
+        self.model = model
+        self.stop_ids = stop_ids
+        self.max_context = context
+        self.cache = model.new_cache(context)
+        self.ids: list[int] = []  # the tokens in the cache
+        self.stats = GenerationStats()
+        self.finish_reason: FinishReason = "stop"
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache."""
+        return self.cache.length
+
+    def prefill(self, ids: Sequence[int]) -> Iterator[Progress | torch.Tensor]:
+        """Read a prompt: yields progress after each layer, last the logits `[1, vocab]` behind it.
+
+        The longest common prefix with what the cache holds is kept; at least one token is read. Each
+        super-chunk is committed when all layers have read it: a closed iterator loses at most that.
+        """
+        self._check(ids)
+        self._truncate(min(_common_prefix(self.ids, ids), len(ids) - 1))
+        start, n_layers = self.position, len(self.model.blk)
+        while self.position < len(ids):
+            chunk = list(ids[self.position : self.position + _SUPER_CHUNK])
+            done = self.position - start
+            with torch.inference_mode():
+                x = self.model.token_embd(chunk)
+            for layer, block in enumerate(self.model.blk):
+                with torch.inference_mode():
+                    x = block(x, self.cache)
+                if len(ids) - start >= _MIN_PROGRESS:
+                    read = done + len(chunk) * (layer + 1) // n_layers
+                    yield Progress("Reading the prompt", read, len(ids) - start, "tokens")
+            self._commit(chunk)
+        with torch.inference_mode():
+            yield self.model.head(x[-1:])
+
+    def step(self, token: int) -> torch.Tensor:
+        """Append one token to the cache; the logits `[1, vocab]` behind it."""
+        if self.position >= self.max_context:
+            raise self._full(self.position + 1)
+        with torch.inference_mode():
+            x = self.model.token_embd([token])
+            for block in self.model.blk:
+                x = block(x, self.cache)
+            logits = self.model.head(x)
+        self._commit([token])
+        return logits
+
+    def stream(
+        self, ids: Sequence[int], params: SamplingParams | None = None
+    ) -> Iterator[Progress | int]:
+        """Read `ids`, then write: progress values, then token ids (the one that ends the text left out).
+
+        Sets `stats` and `finish_reason`. Closing the iterator at any point leaves the cache well-formed.
+        Raises ContextFull, before any work, when the prompt leaves no room for an answer.
+        """
+        params = params or SamplingParams()
+        self._check(ids)
+        cached = min(_common_prefix(self.ids, ids), len(ids) - 1)
+        began = time.perf_counter()
+        for item in self.prefill(ids):
+            if isinstance(item, Progress):
+                yield item
+            else:
+                logits = item
+        read = time.perf_counter()
+        sampler, written = Sampler(params, ids), 0
+        self.finish_reason = "interrupted"
+        while True:
+            token = sampler(logits[0].numpy())
+            ended = token in self.stop_ids
+            written += not ended
+            self.stats = GenerationStats(
+                prompt_tokens=len(ids),
+                cached_tokens=cached,
+                completion_tokens=written,
+                prefill_seconds=read - began,
+                decode_seconds=time.perf_counter() - read,
+            )
+            if ended:
+                self.finish_reason = "stop"
+                return
+            yield token
+            if written == params.max_tokens:
+                self.finish_reason = "length"
+                return
+            if self.position == self.max_context:
+                self.finish_reason = "context"
+                return
+            logits = self.step(token)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Teacher-forced logits behind every token: float32 `[len(ids), vocab]`."""
+        if len(ids) > self.max_context:
+            raise self._full(len(ids))
+        self._check_vocabulary(ids)
+        self._truncate(0)
+        out = []
+        with torch.inference_mode():
+            for begin in range(0, len(ids), _SUPER_CHUNK):
+                chunk = list(ids[begin : begin + _SUPER_CHUNK])
+                x = self.model.token_embd(chunk)
+                for block in self.model.blk:
+                    x = block(x, self.cache)
+                self._commit(chunk)
+                out.append(self.model.head(x).numpy())
+        return np.concatenate(out) if out else np.empty((0, self.model.config.vocab_size), np.float32)
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if len(ids) >= self.max_context:
+            raise self._full(len(ids))
+        if not ids:
+            raise LocalR1Error("the prompt is empty", "give at least one token")
+        self._check_vocabulary(ids)
+
+    def _check_vocabulary(self, ids: Sequence[int]) -> None:
+        size = self.model.config.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < size:
+            raise LocalR1Error(f"a token id lies outside the vocabulary of {size}", "")
+
+    def _full(self, n_tokens: int) -> ContextFull:
+        return ContextFull(
+            f"the conversation takes {n_tokens:,} tokens and the context holds {self.max_context:,}",
+            "start anew with /clear, shorten the message, or give a larger --context",
+        )
+
+    def _commit(self, ids: list[int]) -> None:
+        # In this order an interrupt between the two costs one re-read token, never a wrong one.
+        self.cache.commit(len(ids))
+        self.ids += ids
+
+    def _truncate(self, length: int) -> None:
+        self.cache.truncate(length)
+        del self.ids[length:]
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with in common."""
+    n = min(len(a), len(b))
+    for i in range(n):
+        if a[i] != b[i]:
+            return i
+    return n

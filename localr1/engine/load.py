@@ -1,0 +1,109 @@
+"""From a path to an engine: open the files, check that they fit, compile what they need, build the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cpu_experts
+import psutil
+import torch
+
+from localr1.engine.engine import Engine
+from localr1.errors import DoesNotFit, LocalR1Error, Unsupported
+from localr1.events import Progress
+from localr1.models.config import ModelConfig
+from localr1.models.deepseek import Transformer
+from localr1.models.gguf import GGUFFile
+from localr1.models.kv_cache import KVCache
+from localr1.models.safetensors import HFFolder
+from localr1.models.template import ChatTemplate
+from localr1.models.tokenizer import Tokenizer
+
+Source = GGUFFile | HFFolder
+Report = Callable[[Progress], None]
+
+DEFAULT_CONTEXT = 16_384
+_WORKSPACE_BYTES = 512 << 20  # activations, temporaries and the compiled code; measured on R1's shapes
+
+
+def open_source(path: Path) -> Source:
+    """The weights at `path`: a GGUF file (any shard of a split one) or a HF folder."""
+    return HFFolder.open(path) if path.is_dir() else GGUFFile.open(path)
+
+
+def read_config(source: Source) -> ModelConfig:
+    """The model's sizes, from either kind of file. Raises Unsupported for other architectures."""
+    if isinstance(source, GGUFFile):
+        return ModelConfig.from_gguf(source.metadata, source.tensors)
+    return ModelConfig.from_hf(source.config)
+
+
+def read_text(source: Source) -> tuple[Tokenizer, ChatTemplate]:
+    """Tokenizer and chat template of the model."""
+    if isinstance(source, GGUFFile):
+        tokenizer = Tokenizer.from_gguf(source.metadata)
+        return tokenizer, ChatTemplate.from_gguf(source.metadata, tokenizer)
+    tokenizer = Tokenizer.from_folder(source.path)
+    return tokenizer, ChatTemplate.from_folder(source.path, tokenizer)
+
+
+def load_engine(
+    source: Source,
+    config: ModelConfig,
+    stop_ids: frozenset[int],
+    *,
+    context: int | None = None,
+    ram: int | None = None,
+    threads: int | None = None,
+    report: Report = lambda progress: None,
+) -> Engine:
+    """Build the model on the CPU and an empty cache.
+
+    `context` in tokens (default: the model's own, at most 16,384); `ram` in bytes that we may use
+    (default: what is free). Raises DoesNotFit before anything big is allocated.
+    """
+    context = _context(config, context)
+    _check_room(source, config, context, ram)
+    cpu_experts.set_threads(threads)
+    torch.set_num_threads(cpu_experts.get_threads())
+    try:
+        formats = {source[name].format.name for name in source.names()}
+    except cpu_experts.UnsupportedFormat as error:
+        raise Unsupported(str(error), "localr1 show MODEL lists the formats of a file") from error
+    for done, total in cpu_experts.warmup(sorted(formats)):
+        report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
+    model = _build(config, source, context)
+    return Engine(model, stop_ids, context)
+
+
+def _build(config: ModelConfig, source: Source, context: int) -> Transformer:
+    try:
+        return Transformer(config, source, context)
+    except KeyError as error:
+        name = error.args[0]
+        hint = "the file is incomplete: get it again, or check it with localr1 verify"
+        raise LocalR1Error(f"{source.path.name} has no tensor {name}", hint) from error
+
+
+def _context(config: ModelConfig, asked: int | None) -> int:
+    if asked is None:
+        return min(config.max_context, DEFAULT_CONTEXT)
+    if not 1 < asked <= config.max_context:
+        hint = f"--context goes from 2 to {config.max_context:,}"
+        raise LocalR1Error(f"this model cannot hold a context of {asked:,} tokens", hint, 2)
+    return asked
+
+
+def _check_room(source: Source, config: ModelConfig, context: int, ram: int | None) -> None:
+    """Weights, cache and workspace must fit; `ram` or the free memory is the limit."""
+    width = config.kv_lora_rank + config.qk_rope_head_dim
+    cache = KVCache.nbytes(config.n_layers, context, width)
+    need = source.nbytes + cache + _WORKSPACE_BYTES
+    room = ram if ram is not None else psutil.virtual_memory().available
+    if need > room:
+        gib = 1 << 30
+        raise DoesNotFit(
+            f"{source.path.name} needs {need / gib:.1f} GiB of RAM and {room / gib:.1f} GiB is free",
+            f"the cache takes {cache / gib:.1f} GiB of it: a smaller --context, or a smaller quantisation",
+        )

@@ -1,0 +1,99 @@
+"""The Python door: `localr1.load(...)` gives an `LLM`, which holds a model's engine and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from localr1 import registry
+from localr1.chat.session import Session
+from localr1.engine.engine import Engine
+from localr1.engine.load import Report, load_engine, open_source, read_config, read_text
+from localr1.engine.sampler import SamplingParams
+from localr1.errors import LocalR1Error, Unsupported
+from localr1.events import Progress
+from localr1.models.tokenizer import Detokenizer
+
+_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_UNITS |= {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+class LLM:
+    """A loaded model: `logits`, `generate` and `chat`, and the parts they are made of."""
+
+    def __init__(self, resolved: registry.Resolved, context: int | None, ram: int | None,
+                 threads: int | None, report: Report) -> None:
+        self.name, self.path, self.entry = resolved.name, resolved.path, resolved.entry
+        source = open_source(resolved.path)
+        self.config = read_config(source)
+        self.tokenizer, self.template = read_text(source)
+        self.engine: Engine = load_engine(
+            source, self.config, self.tokenizer.stop_ids,
+            context=context, ram=ram, threads=threads, report=report,
+        )  # fmt: skip
+        self.sampling = SamplingParams(**(self.entry.sampling if self.entry else {}))
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Teacher-forced logits: token ids -> float32 `[len(ids), vocab]`; row i stands behind ids[i]."""
+        return self.engine.logits(ids)
+
+    def generate(self, ids: Sequence[int], params: SamplingParams | None = None) -> Iterator[int]:
+        """Write after `ids`: token ids one by one, until the model stops or a limit is reached.
+
+        A stop string ends the text at the token that completes it. Raises ContextFull.
+        """
+        params = params or self.sampling
+        text, detokenizer = "", Detokenizer(self.tokenizer)
+        longest = max(map(len, params.stop), default=0)
+        for item in self.engine.stream(ids, params):
+            if isinstance(item, Progress):
+                continue
+            yield item
+            if longest:
+                text = text[-longest:] + detokenizer.push(item)
+                if any(stop in text for stop in params.stop):
+                    return
+
+    def chat(self, system: str | None = None, params: SamplingParams | None = None) -> Session:
+        """A conversation: `for event in llm.chat().reply("why is the sky blue?"): ...`"""
+        return Session(self, system=system, params=params or replace(self.sampling))
+
+
+def load(
+    model: str = "tiny-r1",
+    *,
+    device: str = "auto",
+    vram: int | str | None = None,
+    ram: int | str | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    engine: str = "auto",
+    progress: Report | None = None,
+) -> LLM:
+    """Load a model: a name in models.toml, a .gguf path (any shard of a split file), or a HF folder.
+
+    `ram` is what we may use, in bytes or as "24GiB"; `context` in tokens; `progress` is called with
+    `Progress` values. Raises LocalR1Error: ModelNotFound, BadFile, Unsupported, DoesNotFit.
+    """
+    if device not in ("auto", "cpu"):
+        raise Unsupported(f"device {device!r} is not available yet", 'use device="cpu" or "auto"')
+    if engine not in ("auto", "hybrid"):
+        raise Unsupported(f"engine {engine!r} is not available yet", 'use engine="auto"')
+    if vram not in (None, 0):
+        raise Unsupported("GPUs are not used yet, so vram has no effect", "leave vram out")
+    report = progress or (lambda value: None)
+    return LLM(registry.resolve(model), context, size_in_bytes(ram), threads, report)
+
+
+def size_in_bytes(size: int | str | None) -> int | None:
+    """`"24GiB"`, `"24 GB"` or a number of bytes -> bytes."""
+    if size is None or isinstance(size, int):
+        return size
+    text = size.strip().lower()
+    digits = text.rstrip("bikmgt ")
+    try:
+        return int(float(digits) * _UNITS[text[len(digits) :].strip()])
+    except (ValueError, KeyError):
+        raise LocalR1Error(f"{size!r} is not a size", "write it as 24GiB, 24GB or bytes") from None

@@ -1,0 +1,32 @@
+"""SwiGLU feed-forwards over a bank of experts: the routed ones, and the bank of one that is a dense FFN."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from cpu_experts import Activations, ExpertBank, moe_forward
+
+
+class Experts:
+    """Routed experts in host RAM: `y[t] = sum_j weights[t, j] * FFN[ids[t, j]](x[t])`."""
+
+    def __init__(self, bank: ExpertBank) -> None:
+        self.bank = bank
+
+    def __call__(self, x: Activations, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """`x` `[T, hidden]`, `ids` int32 `[T, k]`, `weights` float32 `[T, k]` -> `[T, hidden]`."""
+        return torch.from_numpy(moe_forward(x, ids.numpy(), weights.numpy(), self.bank))
+
+
+class MLP:
+    """A dense FFN or the shared expert: one expert that every token takes with weight 1."""
+
+    def __init__(self, bank: ExpertBank) -> None:
+        self.bank = bank
+
+    def __call__(self, x: torch.Tensor | Activations) -> torch.Tensor:
+        """`x` `[T, hidden]` -> float32 `[T, hidden]`."""
+        x = x if isinstance(x, Activations) else Activations(x.numpy())
+        n_tokens = x.x.shape[0]
+        ids = np.zeros((n_tokens, 1), np.int32)
+        return torch.from_numpy(moe_forward(x, ids, np.ones((n_tokens, 1), np.float32), self.bank))

@@ -1,0 +1,59 @@
+"""Weights that are used as they lie in the file: `Linear` and `Embedding` over a `QuantTensor`.
+
+Same call as torch's modules. The products run in the `cpu_experts` kernels on the file's own blocks:
+quantised weights meet int8 activations, float weights meet float32 ones.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from cpu_experts import Activations, QuantTensor, matmul
+
+
+class Weights(Protocol):
+    """A file or folder of weights under GGUF names."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> QuantTensor: ...
+
+
+def float_tensor(weight: QuantTensor) -> torch.Tensor:
+    """A small weight (norm, bias, router) as float32."""
+    return torch.from_numpy(weight.dequantize())
+
+
+def as_stack(weight: QuantTensor) -> QuantTensor:
+    """A matrix as a stack of one."""
+    if len(weight.shape) == 3:
+        return weight
+    return QuantTensor(weight.format, (1, *weight.shape), weight.parts, weight.scales)
+
+
+class Linear:
+    """`y = x @ weight.T` for a weight of shape (rows, cols)."""
+
+    def __init__(self, weight: QuantTensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: torch.Tensor | Activations) -> torch.Tensor:
+        """`x` float32 `[T, cols]` (or its `Activations`, shared by several products) -> `[T, rows]`."""
+        rows = x if isinstance(x, Activations) else x.numpy()
+        return torch.from_numpy(matmul(rows, self.weight))
+
+
+class Embedding:
+    """Rows of a weight of shape (vocab, cols), turned to float32 as they are asked for."""
+
+    def __init__(self, weight: QuantTensor) -> None:
+        self.weight = weight
+        self._rows = weight.parts[0].reshape(weight.shape[0], -1)
+
+    def __call__(self, ids: list[int]) -> torch.Tensor:
+        """Token ids -> float32 `[len(ids), cols]`."""
+        picked = np.ascontiguousarray(self._rows[ids])
+        taken = QuantTensor(self.weight.format, (len(ids), self.weight.shape[1]), (picked,))
+        return float_tensor(taken)
