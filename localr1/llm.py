@@ -1,4 +1,4 @@
-"""The Python door: `localr1.load(...)` gives an `LLM`, which holds a model's engine and its text."""
+"""The Python door: `localr1.load(...)` gives an `LLM`: a model's engine and its text."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ _UNITS |= {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 class LLM:
     """A loaded model: `logits`, `generate` and `chat`, and the parts they are made of."""
 
-    def __init__(self, resolved: registry.Resolved, context: int | None, ram: int | None,
-                 threads: int | None, report: Report) -> None:
+    def __init__(
+        self,
+        resolved: registry.Resolved,
+        context: int | None,
+        ram: int | None,
+        threads: int | None,
+        report: Report,
+    ) -> None:
         self.name, self.path, self.entry = resolved.name, resolved.path, resolved.entry
         source = open_source(resolved.path)
         self.config = read_config(source)
@@ -36,7 +42,9 @@ class LLM:
         self.sampling = SamplingParams(**(self.entry.sampling if self.entry else {}))
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Teacher-forced logits: token ids -> float32 `[len(ids), vocab]`; row i stands behind ids[i]."""
+        """Teacher-forced logits: token ids -> float32 `[len(ids), vocab]`; row i stands behind
+        ids[i].
+        """
         return self.engine.logits(ids)
 
     def generate(self, ids: Sequence[int], params: SamplingParams | None = None) -> Iterator[int]:
@@ -72,7 +80,8 @@ def load(
     engine: str = "auto",
     progress: Report | None = None,
 ) -> LLM:
-    """Load a model: a name in models.toml, a .gguf path (any shard of a split file), or a HF folder.
+    """Load a model: a name in models.toml, a .gguf path (any shard of a split file), or a HF
+    folder.
 
     `ram` is what we may use, in bytes or as "24GiB"; `context` in tokens; `progress` is called with
     `Progress` values. Raises LocalR1Error: ModelNotFound, BadFile, Unsupported, DoesNotFit.

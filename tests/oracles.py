@@ -13,7 +13,9 @@ import torch
 
 
 def transformers_logits(folder: Path, sequences: list[list[int]]) -> list[np.ndarray]:
-    """Logits float64 `[len(ids), vocab]` of each sequence by transformers, in float64, experts one by one."""
+    """Logits float64 `[len(ids), vocab]` of each sequence by transformers, in float64, experts one
+    by one.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -42,7 +44,9 @@ def llama_cpp_logits(path: Path, sequences: list[list[int]]) -> list[np.ndarray]
 
 
 def quantize(source: Path, target: Path, kind: str) -> Path:
-    """Make a real quantised file as llama.cpp does; `kind` as in its own list: Q4_K_M, Q2_K, IQ4_XS…"""
+    """Make a real quantised file as llama.cpp does; `kind` as in its own list: Q4_K_M, Q2_K,
+    IQ4_XS…
+    """
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()

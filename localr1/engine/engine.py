@@ -1,7 +1,7 @@
 """The loop: read a prompt, then one token after the other. Token ids in, token ids out.
 
-The engine knows nothing of text, templates or thinking. It keeps the ids whose latents lie in the cache,
-so that a prompt which begins like the last one is read from where the two part.
+The engine knows nothing of text, templates or thinking. It keeps the ids whose latents lie in the
+cache, so that a prompt which begins like the last one is read from where the two part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from localr1.errors import ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
 from localr1.models.deepseek import Transformer
 
-_SUPER_CHUNK = 32_768  # tokens that pass through one layer before the next: design of layer-major prefill
+_SUPER_CHUNK = (
+    32_768  # tokens that pass through one layer before the next: design of layer-major prefill
+)
 _MIN_PROGRESS = 64  # shorter prompts are read before a person could see a bar
 
 
@@ -41,8 +43,9 @@ class Engine:
     def prefill(self, ids: Sequence[int]) -> Iterator[Progress | torch.Tensor]:
         """Read a prompt: yields progress after each layer, last the logits `[1, vocab]` behind it.
 
-        The longest common prefix with what the cache holds is kept; at least one token is read. Each
-        super-chunk is committed when all layers have read it: a closed iterator loses at most that.
+        The longest common prefix with what the cache holds is kept; at least one token is read.
+        Each super-chunk is committed when all layers have read it: a closed iterator loses at most
+        that.
         """
         self._check(ids)
         self._truncate(min(_common_prefix(self.ids, ids), len(ids) - 1))
@@ -77,10 +80,11 @@ class Engine:
     def stream(
         self, ids: Sequence[int], params: SamplingParams | None = None
     ) -> Iterator[Progress | int]:
-        """Read `ids`, then write: progress values, then token ids (the one that ends the text left out).
+        """Read `ids`, then write: progress values, then token ids (the one that ends the text left
+        out).
 
-        Sets `stats` and `finish_reason`. Closing the iterator at any point leaves the cache well-formed.
-        Raises ContextFull, before any work, when the prompt leaves no room for an answer.
+        Sets `stats` and `finish_reason`. Closing the iterator at any point leaves the cache well-
+        formed. Raises ContextFull, before any work, when the prompt leaves no room for an answer.
         """
         params = params or SamplingParams()
         self._check(ids)
@@ -132,7 +136,9 @@ class Engine:
                     x = block(x, self.cache)
                 self._commit(chunk)
                 out.append(self.model.head(x).numpy())
-        return np.concatenate(out) if out else np.empty((0, self.model.config.vocab_size), np.float32)
+        return (
+            np.concatenate(out) if out else np.empty((0, self.model.config.vocab_size), np.float32)
+        )
 
     def _check(self, ids: Sequence[int]) -> None:
         if len(ids) >= self.max_context:
@@ -148,7 +154,7 @@ class Engine:
 
     def _full(self, n_tokens: int) -> ContextFull:
         return ContextFull(
-            f"the conversation takes {n_tokens:,} tokens and the context holds {self.max_context:,}",
+            f"the text takes {n_tokens:,} tokens and the context holds {self.max_context:,}",
             "start anew with /clear, shorten the message, or give a larger --context",
         )
 

@@ -1,14 +1,16 @@
-"""From a path to an engine: open the files, check that they fit, compile what they need, build the model."""
+"""From a path to an engine: open the files, check that they fit, compile what they need, build the
+model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import cpu_experts
 import psutil
 import torch
 
+import cpu_experts
 from localr1.engine.engine import Engine
 from localr1.errors import DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
@@ -24,7 +26,9 @@ Source = GGUFFile | HFFolder
 Report = Callable[[Progress], None]
 
 DEFAULT_CONTEXT = 16_384
-_WORKSPACE_BYTES = 512 << 20  # activations, temporaries and the compiled code; measured on R1's shapes
+_WORKSPACE_BYTES = (
+    512 << 20
+)  # activations, temporaries and the compiled code; measured on R1's shapes
 
 
 def open_source(path: Path) -> Source:
@@ -103,7 +107,8 @@ def _check_room(source: Source, config: ModelConfig, context: int, ram: int | No
     room = ram if ram is not None else psutil.virtual_memory().available
     if need > room:
         gib = 1 << 30
+        name = source.path.name
         raise DoesNotFit(
-            f"{source.path.name} needs {need / gib:.1f} GiB of RAM and {room / gib:.1f} GiB is free",
-            f"the cache takes {cache / gib:.1f} GiB of it: a smaller --context, or a smaller quantisation",
+            f"{name} needs {need / gib:.1f} GiB of RAM and {room / gib:.1f} GiB is free",
+            f"take a smaller file or a smaller --context: the cache is {cache / gib:.1f} GiB of it",
         )

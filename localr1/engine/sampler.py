@@ -1,6 +1,7 @@
 """From logits to a token id: temperature, top-k, top-p, min-p and the repetition penalty.
 
-Order as in llama.cpp and transformers: penalty, temperature, top-k, top-p, min-p. Greedy at temperature 0.
+Order as in llama.cpp and transformers: penalty, temperature, top-k, top-p, min-p. Greedy at
+temperature 0.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ _FIRST_LOOK = 256  # candidates sorted at first; R1's top-p nearly always lies w
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 switch a filter off.
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 switch a
+    filter off.
 
-    `max_tokens` None writes until the model stops or the context is full; the same `seed` gives the same
-    text; `stop` strings end the answer and are not part of it. Raises LocalR1Error on a value out of range.
+    `max_tokens` None writes until the model stops or the context is full; the same `seed` gives the
+    same text; `stop` strings end the answer and are not part of it. Raises LocalR1Error on a value
+    out of range.
     """
 
     temperature: float = 0.6
@@ -71,7 +74,9 @@ class Sampler:
         return token
 
     def _penalised(self, logits: np.ndarray) -> np.ndarray:
-        """CTRL's penalty (arXiv 1909.05858) as transformers applies it: divide above 0, multiply below."""
+        """CTRL's penalty (arXiv 1909.05858) as transformers applies it: divide above 0, multiply
+        below.
+        """
         logits = logits.copy()
         ids = np.fromiter(self.seen or (), int)
         old = logits[ids]
@@ -80,7 +85,7 @@ class Sampler:
         return logits
 
     def _candidates(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids that the filters leave, best first, and their weights (float64, not normalised)."""
+        """The ids that the filters leave, best first, and their weights (not normalised)."""
         params = self.params
         scaled = (logits.astype(np.float64) - logits.max()) / params.temperature
         probs = np.exp(scaled)

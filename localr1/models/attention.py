@@ -1,17 +1,18 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), in its two equal forms.
 
-A token leaves one latent row `[kv_lora_rank]` and one rotated key `[qk_rope_head_dim]` in the cache.
-*Absorbed*, the key and value up-projections move to the query's and the output's side, and all heads
-attend over the latents themselves: least memory traffic, for decoding. *Expanded*, keys and values of
-every head are made from the latents once for all queries: least arithmetic, for long prompts.
+A token leaves one latent row `[kv_lora_rank]` and one rotated key `[qk_rope_head_dim]` in the
+cache. *Absorbed*, the key and value up-projections move to the query's and the output's side, and
+all heads attend over the latents themselves: least memory traffic, for decoding. *Expanded*, keys
+and values of every head are made from the latents once for all queries: least arithmetic, for long
+prompts.
 """
 
 from __future__ import annotations
 
 import torch
-from cpu_experts import FORMATS, Activations, QuantTensor, matmul_stack, matmul_stack_t
 from torch.nn.functional import rms_norm
 
+from cpu_experts import FORMATS, Activations, QuantTensor, matmul_stack, matmul_stack_t
 from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Linear, Weights, float_tensor
@@ -24,7 +25,8 @@ class HeadProjections:
     """The per-head up-projections of the latent, from either layout a file may hold.
 
     Old files: `attn_kv_b`, rows `[head][nope keys | values]` over the latent. New ones: `attn_k_b`,
-    already transposed for absorption `[head][latent][nope]`, and `attn_v_b` `[head][value][latent]`.
+    already transposed for absorption `[head][latent][nope]`, and `attn_v_b`
+    `[head][value][latent]`.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
@@ -45,7 +47,7 @@ class HeadProjections:
         return torch.from_numpy(matmul_stack(context.contiguous().numpy(), self.v))
 
     def expand(self, head: int, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `[S, kv_lora_rank]` -> one head's keys `[S, nope]` and values `[S, v_head_dim]`."""
+        """Latents `[S, kv_lora_rank]` -> a head's keys `[S, nope]` and values `[S, v_head_dim]`."""
         k = torch.from_numpy(self.k.dequantize(head))
         v = torch.from_numpy(self.v.dequantize(head))
         return latent @ (k if self.k_transposed else k.T), latent @ v.T
@@ -89,7 +91,9 @@ class MLA:
         self.absorb_up_to = per_key // max(per_query, 1)
 
     def __call__(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Normed hidden states `[T, hidden]` of the tokens behind the committed ones -> `[T, hidden]`."""
+        """Normed hidden states `[T, hidden]` of the tokens behind the committed ones -> `[T,
+        hidden]`.
+        """
         shared = Activations(x.numpy())
         q_nope, q_rope = self._queries(shared, cache.length)
         rows = cache.update(self.layer, self._latent(shared, cache.length))
@@ -111,7 +115,9 @@ class MLA:
         latent = rms_norm(latent, (c.kv_lora_rank,), self.attn_kv_a_norm, c.rms_norm_eps)
         return torch.cat((latent, self.rope(k_rope, start)), dim=-1)  # [T, kv_lora_rank + rope]
 
-    def absorbed(self, q_nope: torch.Tensor, q_rope: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def absorbed(
+        self, q_nope: torch.Tensor, q_rope: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
         """All heads attend over the latent rows `[S, width]` -> `[T, heads, v_head_dim]`."""
         queries = torch.cat((self.heads.absorb(q_nope), q_rope), dim=-1)  # [T, heads, width]
         context = torch.empty(*queries.shape[:2], self.config.kv_lora_rank)
@@ -122,9 +128,13 @@ class MLA:
             context[piece] = scores.softmax(-1) @ rows[:end, : self.config.kv_lora_rank]
         return self.heads.values(context)
 
-    def expanded(self, q_nope: torch.Tensor, q_rope: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def expanded(
+        self, q_nope: torch.Tensor, q_rope: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
         """Each head attends over its own keys and values -> `[T, heads, v_head_dim]`."""
-        latent, k_rope = rows.split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
+        latent, k_rope = rows.split(
+            [self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1
+        )
         n_tokens, n_keys = q_nope.shape[0], rows.shape[0]
         out = torch.empty(n_tokens, self.config.n_heads, self.config.v_head_dim)
         for head in range(self.config.n_heads):

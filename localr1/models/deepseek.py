@@ -1,16 +1,17 @@
 """DeepSeek-V2, V3 and R1: the model as the papers draw it (arXiv 2405.04434, 2412.19437).
 
-Read from the bottom up: `Transformer` is an embedding, `Block`s and a head; a block is latent attention
-(`MLA`) and a feed-forward, dense in the first layers, `MoE` in the others. Weights carry their GGUF names.
-The multi-token-prediction layer behind the last block is left in the file for speculative decoding.
+Read from the bottom up: `Transformer` is an embedding, `Block`s and a head; a block is latent
+attention (`MLA`) and a feed-forward, dense in the first layers, `MoE` in the others. Weights carry
+their GGUF names. The multi-token-prediction layer behind the last block is left in the file for
+speculative decoding.
 """
 
 from __future__ import annotations
 
 import torch
-from cpu_experts import Activations, ExpertBank
 from torch.nn.functional import linear, rms_norm
 
+from cpu_experts import Activations, ExpertBank
 from localr1.models.attention import MLA
 from localr1.models.config import ModelConfig
 from localr1.models.experts import MLP, Experts
@@ -32,8 +33,8 @@ class RMSNorm:
 class Gate:
     """The router: which experts a token takes, and with which weights.
 
-    V3 (`noaux_tc`): sigmoid scores; a bias, learned for balance, joins the choice but not the weights; a
-    group counts as its two best. V2: softmax scores; a group counts as its best one.
+    V3 (`noaux_tc`): sigmoid scores; a bias, learned for balance, joins the choice but not the
+    weights; a group counts as its two best. V2: softmax scores; a group counts as its best one.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
@@ -125,7 +126,9 @@ class Transformer:
 
     def new_cache(self, context: int) -> KVCache:
         """An empty cache for `context` tokens."""
-        return KVCache(len(self.blk), context, self.config.kv_lora_rank + self.config.qk_rope_head_dim)
+        return KVCache(
+            len(self.blk), context, self.config.kv_lora_rank + self.config.qk_rope_head_dim
+        )
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states behind the last block `[T, hidden]` -> logits float32 `[T, vocab]`."""

@@ -1,9 +1,12 @@
-"""SwiGLU feed-forwards over a bank of experts: the routed ones, and the bank of one that is a dense FFN."""
+"""SwiGLU feed-forwards over a bank of experts: the routed ones, and the bank of one that is a dense
+FFN.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+
 from cpu_experts import Activations, ExpertBank, moe_forward
 
 

@@ -1,7 +1,7 @@
 """Weights that are used as they lie in the file: `Linear` and `Embedding` over a `QuantTensor`.
 
-Same call as torch's modules. The products run in the `cpu_experts` kernels on the file's own blocks:
-quantised weights meet int8 activations, float weights meet float32 ones.
+Same call as torch's modules. The products run in the `cpu_experts` kernels on the file's own
+blocks: quantised weights meet int8 activations, float weights meet float32 ones.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+
 from cpu_experts import Activations, QuantTensor, matmul
 
 
@@ -40,7 +41,9 @@ class Linear:
         self.weight = weight
 
     def __call__(self, x: torch.Tensor | Activations) -> torch.Tensor:
-        """`x` float32 `[T, cols]` (or its `Activations`, shared by several products) -> `[T, rows]`."""
+        """`x` float32 `[T, cols]` (or its `Activations`, shared by several products) -> `[T,
+        rows]`.
+        """
         rows = x if isinstance(x, Activations) else x.numpy()
         return torch.from_numpy(matmul(rows, self.weight))
 

@@ -40,7 +40,7 @@ def inverse_frequencies(rope: RopeConfig) -> torch.Tensor:
 
 
 def softmax_scale(rope: RopeConfig, head_dim: int) -> float:
-    """`1 / sqrt(head_dim)`, times YaRN's temperature for all dimensions squared (DeepSeek-V2 code)."""
+    """`1 / sqrt(head_dim)` times the square of YaRN's temperature (DeepSeek-V2's code)."""
     mscale = yarn_mscale(rope.factor, rope.mscale_all_dim) if rope.mscale_all_dim else 1.0
     return mscale * mscale / math.sqrt(head_dim)
 
@@ -55,7 +55,9 @@ class Rope:
 
     @staticmethod
     def _size(rope: RopeConfig) -> float:
-        """The length of each rotation: the ratio of YaRN's two temperatures (1 in DeepSeek's models)."""
+        """The length of each rotation: the ratio of YaRN's two temperatures (1 in DeepSeek's
+        models).
+        """
         if rope.mscale and rope.mscale_all_dim:
             return yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(
                 rope.factor, rope.mscale_all_dim
