@@ -1,0 +1,149 @@
+"""The chat on a terminal: read a line, run it as a command or send it, show the answer.
+
+Keys are prompt_toolkit's; it is imported when the chat starts, so that nothing else waits for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from localr1.chat import oneshot
+from localr1.chat.commands import Chat, dispatch
+from localr1.chat.session import Model, Session
+from localr1.chat.signals import SecondInterrupt, no_echo, stop_on_interrupt
+from localr1.chat.terminal import clean
+from localr1.chat.views import RichView, ThinkMode, play
+from localr1.errors import INTERRUPTED, USAGE, LocalR1Error
+from localr1.settings import state_folder
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings
+
+    from localr1.engine.sampler import SamplingParams
+
+_BLOCK = '"""'
+
+
+def chat(
+    llm: Model,
+    *,
+    system: str | None = None,
+    params: SamplingParams | None = None,
+    think: ThinkMode = "show",
+) -> int:
+    """Talk until the user leaves; returns the exit code (130 after Ctrl-C twice).
+
+    Without a terminal to read from, what stdin holds is one message and its answer goes to stdout.
+
+    Raises:
+        LocalR1Error: stdout is not a terminal, so there is nowhere to talk.
+    """
+    if not sys.stdin.isatty():
+        return oneshot.run(llm, sys.stdin.read(), system=system, params=params)
+    if not sys.stdout.isatty():
+        hint = 'localr1 run MODEL "a question" writes the answer to stdout'
+        raise LocalR1Error("the chat needs a terminal to write to", hint, USAGE)
+    state = Chat(Session(llm, system, params), say=print, think=think)
+    print(f"{clean(llm.name)}   /help lists commands, Ctrl-D leaves")
+    read = _reader()
+    while not state.leaving:
+        try:
+            _round(state, read)
+        except SecondInterrupt:
+            print()
+            return INTERRUPTED
+        except KeyboardInterrupt:  # while typing, or just after the answer ended by itself
+            print("Ctrl-D leaves")
+    return 0
+
+
+def _round(state: Chat, read: Callable[[], str]) -> None:
+    """One message: a command, a question, or the wish to leave."""
+    try:
+        line = read().rstrip().lstrip("\n")
+    except EOFError:
+        state.leaving = True
+        return
+    if _is_block(line):
+        line = line.removeprefix(_BLOCK).removesuffix(_BLOCK).strip("\n")
+    text = dispatch(state, line)
+    if text and text.strip():
+        _answer(state, text)
+
+
+def _answer(state: Chat, text: str) -> None:
+    """One turn. An error of the user's kind is told, and the chat goes on."""
+    session = state.session
+    view = RichView(
+        sys.stdout,
+        sys.stdout,
+        stats=lambda: session.stats,
+        max_context=session.llm.engine.max_context,
+        think=state.think,
+    )
+    try:
+        with no_echo(), stop_on_interrupt(session.stop):
+            play(view, session.reply(text))
+    except LocalR1Error as problem:
+        print(f"error: {clean(str(problem))}")
+        if problem.hint:
+            print(f"hint:  {clean(problem.hint)}")
+
+
+def _reader() -> Callable[[], str]:
+    """A function that reads one message from the keyboard, with history and editing keys."""
+    from prompt_toolkit import PromptSession
+
+    prompt: PromptSession[str] = PromptSession(
+        "> ",
+        multiline=True,
+        key_bindings=_keys(),
+        history=_history(),
+        prompt_continuation="  ",
+        enable_history_search=True,
+    )
+    return prompt.prompt
+
+
+def _keys() -> KeyBindings:
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        text = event.current_buffer.text.strip()
+        if text.startswith(_BLOCK) and not _is_block(text):
+            event.current_buffer.insert_text("\n")
+        else:
+            event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    @keys.add("c-j")
+    def new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _is_block(text: str) -> bool:
+    """Whether `text` is enclosed in triple quotes."""
+    closed = text.startswith(_BLOCK) and text.endswith(_BLOCK)
+    return closed and len(text) >= 2 * len(_BLOCK)
+
+
+def _history() -> History:
+    """Past messages on disk, readable by their owner only; in memory where that is not possible."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path = state_folder() / "history"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # also a file that was there before
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(path)

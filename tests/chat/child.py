@@ -1,0 +1,55 @@
+"""Runs the chat or a one-shot on a fake model in a process of its own, for tests with a real terminal.
+
+    python -m tests.chat.child chat|run|json SCRIPT [DELAY] [REPORT]
+
+SCRIPT names one of `SCRIPTS`; after `chat` the transcript is written to the file REPORT as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from localr1.chat import oneshot, repl
+from localr1.chat.session import Session
+from localr1.errors import ContextFull
+from localr1.events import Progress
+from tests.chat.fake import SUM, FakeLLM, Finish
+
+LONG = [*(f"step {i}. " for i in range(400)), "</think>", *(f"word {i} " for i in range(400))]
+READING = [Progress("Reading the prompt", done, 1200, "tokens") for done in range(0, 1201, 100)]
+SCRIPTS = {
+    "sum": [SUM],
+    "long": [LONG],
+    "reading": [[*READING, *SUM]],
+    "full": [[ContextFull("the context is full", "/clear starts anew")], SUM],
+    "cut": [[*SUM[:9], Finish("context")]],
+    "hostile": [["\x1b]0;title\x07", "</think>", "[/foo] list[int]", "\x1b[2J\x1b]52;c;aGk=\x07"]],
+    "flood": [["</think>", *["word " * 200] * 2000]],
+}
+
+
+def main(mode: str, script: str, delay: str = "0", report: str = "") -> int:
+    llm = FakeLLM(SCRIPTS[script], delay=float(delay))
+    if mode != "chat":
+        return oneshot.run(llm, "sum", json_lines=mode == "json")
+    sessions = []
+
+    class Recorded(Session):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            sessions.append(self)
+
+    repl.Session = Recorded
+    try:
+        return repl.chat(llm)
+    finally:
+        if report:
+            messages = [asdict(m) for s in sessions for m in s.transcript.messages]
+            with open(report, "w", encoding="utf-8") as file:
+                json.dump(messages, file)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
