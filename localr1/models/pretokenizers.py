@@ -63,7 +63,9 @@ class PreTokenizer:
         return {"type": "Sequence", "pretokenizers": [*steps, {**byte_level, "trim_offsets": True}]}
 
 
-_QWEN2 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_QWEN2 = "|".join(
+    (_CONTRACTION, r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", _SPACES)
+)
 
 PRETOKENIZERS = {
     "deepseek-v3": PreTokenizer(
