@@ -1,4 +1,4 @@
-"""A reading position in a mapped GGUF file: numbers, strings, metadata values, table rows.
+"""A mapped file and a reading position in it: GGUF's numbers, strings, values, table rows.
 
 Every read is checked against the file's end and every announced count against the room left, so
 the time and memory a file can cost are bounded by its size.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import mmap
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from localr1.errors import BadFile, Unsupported
+from localr1.errors import BadFile, LocalR1Error, Unsupported
 
 DOWNLOAD_AGAIN = "download the file again, or compare its checksum with the publisher's"
 _MAX_DIMS = 4
@@ -22,6 +23,17 @@ _NUMBERS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4",
     6: "<f4", _BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The whole file, read-only, as memory; LocalR1Error where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:  # mmap's word for an empty file
+        raise BadFile(f"{path.name} is empty", DOWNLOAD_AGAIN) from error
+    except OSError as error:
+        raise LocalR1Error(f"cannot read {path}: {error.strerror}") from error
 
 
 class Cursor:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from cpu_experts import QuantTensor, UnsupportedFormat, format_of
-from localr1.errors import BadFile, LocalR1Error, ModelNotFound, Unsupported
-from localr1.models.cursor import DOWNLOAD_AGAIN, Cursor
+from localr1.errors import BadFile, ModelNotFound, Unsupported
+from localr1.models.cursor import DOWNLOAD_AGAIN, Cursor, map_file
 from localr1.models.ggml_types import IK_TYPES, type_name
 
 _SHARD_NAME = re.compile(r"^(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -140,18 +140,8 @@ class _Shard:
     tensors: list[TensorInfo]
 
 
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # mmap's word for an empty file
-        raise BadFile(f"{path.name} is empty", DOWNLOAD_AGAIN) from error
-    except OSError as error:
-        raise LocalR1Error(f"cannot read {path}: {error.strerror}") from error
-
-
 def _read_shard(path: Path, index: int) -> _Shard:
-    data = _map(path)
+    data = map_file(path)
     cursor = Cursor(data, path.name)
     _check_start(cursor)
     n_tensors, n_values = cursor.count(13, "tensors"), cursor.count(13, "metadata values")
