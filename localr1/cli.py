@@ -7,6 +7,7 @@ carries answers and listings; everything else goes to stderr.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -201,7 +202,8 @@ def list_models(as_json: Json = False, debug: Debug = False) -> None:
     """List the known models."""
     from localr1 import show
 
-    print(show.listing_json() if as_json else show.listing())
+    models = show.listing()
+    print(json.dumps({"models": models}) if as_json else show.listing_text(models))
 
 
 @app.command("show")
@@ -211,7 +213,7 @@ def show_model(model: Model, as_json: Json = False, debug: Debug = False) -> Non
     from localr1 import registry, show
 
     facts = show.facts(registry.resolve(model))
-    print(show.as_json(facts) if as_json else show.as_text(facts))
+    print(json.dumps(facts) if as_json else show.facts_text(facts))
 
 
 @app.command()
@@ -219,9 +221,9 @@ def show_model(model: Model, as_json: Json = False, debug: Debug = False) -> Non
 def verify(model: Model, as_json: Json = False, debug: Debug = False) -> int:
     """Compare the sha256 of a model's files with the recorded values."""
     from localr1 import registry
-    from localr1.verify import verify as check
+    from localr1 import verify as sums
 
-    return check(registry.resolve(model), as_json)
+    return sums.report(sums.verify(registry.resolve(model)), as_json)
 
 
 @app.command()

@@ -26,7 +26,7 @@ class Setting:
     high: float | None = None
 
     def parse(self, raw: Any) -> str | int | float:
-        """`raw` (text, or a TOML value) as this type. Raises ValueError or TypeError if it isn't."""
+        """`raw` (text, or a TOML value) as this type. Raises ValueError or TypeError."""
         value = self.kind(raw)
         if isinstance(raw, bool) or (isinstance(raw, float) and value != raw):
             raise ValueError(raw)

@@ -1,0 +1,256 @@
+"""`localr1 bench`: how fast a model runs on this machine, and what its memory would allow.
+
+A readable card, then one line of JSON, the last line of stdout. Every row is measured through the
+calls that a chat makes. A share compares decode with the limit of the same run: the bytes that a
+token reads, over the read bandwidth of RAM. Not here: comparisons with other runners (tests/peers).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+
+import localr1
+from localr1.engine.load import open_source
+from localr1.engine.sampler import Sampler, SamplingParams
+from localr1.errors import LocalR1Error
+from localr1.llm import LLM
+from localr1.models.config import ModelConfig
+from localr1.progress import ProgressLine
+
+ROUNDS = 5
+PREFILL_TOKENS = (32, 512)
+DECODE_TOKENS = 128
+_SET_PER_L3 = 20  # a working set this many times the last cache cannot live in it
+_CHUNK_VALUES = 1 << 28  # float32 values of one BLAS call: 1 GiB
+_MOST = 1.02  # a share above this means that the limit was measured badly
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. `share` of the limit, None where the limit does not apply."""
+
+    name: str
+    phase: Literal["load", "prefill", "decode"]
+    tokens: int
+    threads: int
+    value: float
+    unit: str
+    share: float | None = None
+
+
+def main(model: str, threads: int | None, as_json: bool) -> None:
+    """Run the benchmark and print it; with `as_json` only the line of JSON."""
+    result = run(model, threads)
+    if not as_json:
+        print(card(result))
+    print(json.dumps(result))
+
+
+def run(model: str, threads: int | None = None) -> dict[str, Any]:
+    """Measure; the result is what the line of JSON holds."""
+    began = time.perf_counter()
+    with ProgressLine(sys.stderr) as progress:
+        llm = localr1.load(model, threads=threads, progress=progress.show)
+    load_seconds = time.perf_counter() - began
+    used = torch.get_num_threads()
+    touched = bytes_per_token(llm)
+    bandwidth, working_set = read_bandwidth(used)
+    limits = {
+        "read_bandwidth": bandwidth,
+        "read_bandwidth_unit": "GB/s",
+        "read_bandwidth_method": f"float32 dot product of {working_set / 1e9:.1f} GB with itself",
+        "bytes_per_token": touched,
+        "decode": bandwidth * 1e9 / touched,
+        "decode_unit": "tokens/s",
+        # What fits the cache is not read from RAM, and RAM is then no limit.
+        "applies": llm_bytes(llm) > last_cache_bytes(),
+    }
+    rows = [Row("load", "load", 0, used, load_seconds, "s")]
+    rows += [_prefill(llm, tokens, used) for tokens in PREFILL_TOKENS if _fits(llm, tokens)]
+    rows.append(_first_token(llm, used))
+    rows.append(_decode(llm, used, limits["decode"] if limits["applies"] else None))
+    return {
+        "machine": machine(),
+        "model": llm.name,
+        "limits": limits,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _fits(llm: LLM, tokens: int) -> bool:
+    return tokens < llm.engine.max_context
+
+
+def _prompt(llm: LLM, tokens: int, seed: int) -> list[int]:
+    """Random ids: a new seed makes a prompt of which the cache holds no beginning."""
+    choose = random.Random(seed)
+    return [choose.randrange(llm.config.vocab_size) for _ in range(tokens)]
+
+
+def _seconds_to_read(llm: LLM, ids: list[int]) -> float:
+    llm.engine.cache.truncate(0)
+    llm.engine.ids.clear()
+    began = time.perf_counter()
+    for _ in llm.engine.prefill(ids):
+        pass
+    return time.perf_counter() - began
+
+
+def _prefill(llm: LLM, tokens: int, threads: int) -> Row:
+    """Prompt tokens read per second; the median of rounds, the first of which is not counted."""
+    took = [_seconds_to_read(llm, _prompt(llm, tokens, seed)) for seed in range(ROUNDS + 1)]
+    return Row(
+        "prefill", "prefill", tokens, threads, tokens / statistics.median(took[1:]), "tokens/s"
+    )
+
+
+def _first_token(llm: LLM, threads: int) -> Row:
+    """Seconds from a short prompt to its first token."""
+    tokens = min(PREFILL_TOKENS[0], llm.engine.max_context - 1)
+    took = []
+    for seed in range(ROUNDS + 1):
+        ids = _prompt(llm, tokens, seed + 1000)
+        began = time.perf_counter()
+        next(llm.generate(ids, SamplingParams(temperature=0)), None)
+        took.append(time.perf_counter() - began)
+    return Row("first token", "prefill", tokens, threads, statistics.median(took[1:]), "s")
+
+
+def _decode(llm: LLM, threads: int, limit: float | None) -> Row:
+    """Tokens written per second, greedily, past any end of text; the median of rounds."""
+    prompt = _prompt(llm, min(32, llm.engine.max_context // 2), 2000)
+    tokens = min(DECODE_TOKENS, llm.engine.max_context - len(prompt))
+    speeds = []
+    for _ in range(ROUNDS + 1):
+        _seconds_to_read(llm, prompt)
+        sampler, token = Sampler(SamplingParams(temperature=0), prompt), prompt[-1]
+        began = time.perf_counter()
+        for _ in range(tokens):
+            token = sampler(llm.engine.step(token)[0].numpy())
+        speeds.append(tokens / (time.perf_counter() - began))
+    value = statistics.median(speeds[1:])
+    share = value / limit if limit else None
+    if share is not None and share > _MOST:
+        hint = "another program may have used the memory meanwhile; run it again on a quiet machine"
+        raise LocalR1Error(
+            f"decode reached {share:.2f} of the limit, so that was measured badly", hint
+        )
+    return Row("decode", "decode", tokens, threads, value, "tokens/s", share)
+
+
+def bytes_per_token(llm: LLM) -> int:
+    """Weight bytes that decoding one token reads (the cache of the conversation not counted)."""
+    weights, config = open_source(llm.path), llm.config
+    tied = "output.weight" not in weights
+    return sum(
+        _bytes_read(name, weights[name].nbytes, config)
+        for name in weights.names()
+        if name != "token_embd.weight" or tied
+    )
+
+
+def _bytes_read(name: str, nbytes: int, config: ModelConfig) -> int:
+    """What one token needs of a tensor: all, the chosen experts, or nothing of an MTP layer."""
+    layer = name.split(".")[1] if name.startswith("blk.") else "0"
+    if int(layer) >= config.n_layers:
+        return 0
+    if "_exps." in name:
+        return nbytes * config.n_experts_per_tok // config.n_routed_experts
+    return nbytes
+
+
+def llm_bytes(llm: LLM) -> int:
+    """Size of the model's files in bytes."""
+    return open_source(llm.path).nbytes
+
+
+def read_bandwidth(threads: int) -> tuple[float, int]:
+    """The best read bandwidth over thread counts, in GB/s, and the working set in bytes.
+
+    A dot product of an array with itself by torch's BLAS: simple, and within some percent of what
+    kernels made for it reach.
+    """
+    wanted = max(_SET_PER_L3 * last_cache_bytes(), 1 << 30)
+    values = min(wanted, psutil.virtual_memory().available // 3) // 4
+    memory = torch.ones(values)
+    chunks = memory.split(_CHUNK_VALUES)
+    best = 0.0
+    for count in sorted({1, max(1, threads // 2), threads}):
+        torch.set_num_threads(count)
+        for _ in range(3):
+            began = time.perf_counter()
+            for chunk in chunks:
+                torch.dot(chunk, chunk)
+            best = max(best, values * 4 / (time.perf_counter() - began) / 1e9)
+    torch.set_num_threads(threads)
+    return best, values * 4
+
+
+def last_cache_bytes() -> int:
+    """Size of the last level of the CPU's cache; 32 MiB where the system does not say."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
+        return int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)
+    except (OSError, ValueError):
+        return 32 << 20
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "last_cache_bytes": last_cache_bytes(),
+        "ram_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numba", "numpy")},
+        "localr1": localr1.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def card(result: dict[str, Any]) -> str:
+    """The result for a person."""
+    host, limits = result["machine"], result["limits"]
+    ram = f"{host['ram_bytes'] / 2**30:.0f} GiB"
+    limit = (
+        f"{limits['decode']:.1f} tokens/s" if limits["applies"] else "none: it fits the CPU's cache"
+    )
+    lines = [
+        f"{result['model']} on {host['cpu']}, {host['cores']} cores, {ram}",
+        f"  memory reads   {limits['read_bandwidth']:.1f} GB/s ({limits['read_bandwidth_method']})",
+        f"  a token reads  {limits['bytes_per_token'] / 1e6:,.1f} MB; limit of decode: {limit}",
+        "",
+    ]
+    for row in result["rows"]:
+        share = f"   {row['share']:.0%} of the limit" if row["share"] is not None else ""
+        tokens = f"{row['tokens']} tokens" if row["tokens"] else ""
+        value = f"{row['value']:,.2f}" if row["unit"] == "s" else f"{row['value']:,.1f}"
+        lines.append(
+            f"  {row['name']:<12} {tokens:>11} {row['threads']:>3} threads"
+            f" {value:>10} {row['unit']}{share}"
+        )
+    return "\n".join(lines)
