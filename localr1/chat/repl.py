@@ -85,7 +85,7 @@ def _answer(state: Chat, text: str) -> None:
         think=state.think,
     )
     try:
-        with no_echo(), stop_on_interrupt(session.stop):
+        with stop_on_interrupt(session.stop), no_echo():
             play(view, session.reply(text))
     except LocalR1Error as problem:
         print(f"error: {clean(str(problem))}")

@@ -1,4 +1,4 @@
-"""Runs the chat or a one-shot on a fake model in a process of its own, for tests with a real terminal.
+"""Runs the chat or a one-shot on a fake model in a process of its own, for a real terminal.
 
     python -m tests.chat.child chat|run|json SCRIPT [DELAY] [REPORT]
 
@@ -21,6 +21,7 @@ LONG = [*(f"step {i}. " for i in range(400)), "</think>", *(f"word {i} " for i i
 READING = [Progress("Reading the prompt", done, 1200, "tokens") for done in range(0, 1201, 100)]
 SCRIPTS = {
     "sum": [SUM],
+    "chinese": [["</think>", "思考"]],
     "long": [LONG],
     "reading": [[*READING, *SUM]],
     "full": [[ContextFull("the context is full", "/clear starts anew")], SUM],

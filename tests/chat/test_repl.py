@@ -1,0 +1,213 @@
+"""The real chat on a real (pseudo-)terminal, with a model that plays back scripts."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from localr1.chat.transcript import Message, Transcript
+from tests.chat.terminal import ChildTerminal
+
+CTRL_C, CTRL_D, ENTER, ALT_ENTER, CTRL_J, UP = "\x03", "\x04", "\r", "\x1b\r", "\n", "\x1b[A"
+
+
+def report(path: Path) -> list[Message]:
+    """The transcript the child left, checked to be well-formed."""
+    messages = [Message(**fields) for fields in json.loads(path.read_text("utf-8"))]
+    return Transcript(messages).messages
+
+
+def test_a_talk(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with ChildTerminal(tmp_path, "chat", "sum", "0", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        assert time.monotonic() - began < 3
+        assert terminal.lines()[0] == "fake-r1   /help lists commands, Ctrl-D leaves"
+        terminal.send("What is 347 + 586?" + ENTER)
+        terminal.wait("context 12 of 2k")
+        terminal.wait_prompt()
+        lines = terminal.lines()
+        assert lines[1:5] == ["> What is 347 + 586?", "Thinking", "347 + 586", "= 933"]
+        assert re.fullmatch(r"Thought for 0\.\d s, 6 tokens", lines[5])
+        assert lines[6] == "It is **933**."
+        assert re.fullmatch(r"  11 tokens   [\d.]+ tok/s   context 12 of 2k", lines[7])
+        terminal.send("/think hide" + ENTER)
+        terminal.wait("hidden")
+        terminal.wait_prompt()
+        terminal.send("again" + ENTER)
+        terminal.wait("context 14 of 2k")
+        terminal.wait_prompt()
+        assert terminal.text().count("= 933") == 1
+        assert terminal.text().count("Thought for") == 2
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+    assert [m.content for m in report(tmp_path / "talk")[::2]] == ["What is 347 + 586?", "again"]
+
+
+def test_lines_blocks_and_pastes(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "sum", "0", str(tmp_path / "talk")) as terminal:
+        for keys in (
+            "one" + ALT_ENTER + "two" + CTRL_J + "three" + ENTER,
+            '"""a' + ENTER + "b" + ENTER + '"""' + ENTER,
+            "\x1b[200~pasted\r/help\x1b[201~" + ENTER,
+            "//slash" + ENTER,
+            "  " + ENTER,
+        ):
+            terminal.wait_prompt()
+            seen = terminal.raw.count("tok/s")
+            terminal.send(keys)
+            if keys.strip():
+                terminal.wait(lambda t, seen=seen: t.raw.count("tok/s") > seen)
+        terminal.wait_prompt()
+        terminal.send("/quit" + ENTER)
+        assert terminal.exit_code() == 0
+    questions = [message.content for message in report(tmp_path / "talk")[::2]]
+    assert questions == ["one\ntwo\nthree", "a\nb", "pasted\n/help", "/slash"]
+
+
+def test_history_is_kept_and_private(tmp_path: Path) -> None:
+    file = tmp_path / ".local/state/localr1/history"
+    for keys in ("a first question", UP):
+        with ChildTerminal(tmp_path, "chat", "sum", "0", str(tmp_path / "talk")) as terminal:
+            terminal.wait_prompt()
+            terminal.send(keys)
+            terminal.wait("> a first question")
+            terminal.send(ENTER)
+            terminal.wait("tok/s")
+            terminal.wait_prompt()
+            terminal.send(CTRL_D)
+            assert terminal.exit_code() == 0
+        assert report(tmp_path / "talk")[0].content == "a first question"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_ctrl_c_while_idle_drops_the_line(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "sum", "0", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        terminal.send("never sent")
+        terminal.wait("never sent")
+        terminal.send(CTRL_C)
+        terminal.wait("\nCtrl-D leaves")
+        terminal.wait_prompt()
+        terminal.send("sent" + ENTER)
+        terminal.wait("tok/s")
+        terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+    assert [m.content for m in report(tmp_path / "talk")[::2]] == ["sent"]
+
+
+def test_ctrl_c_at_random_moments_stops_and_keeps_the_turn(tmp_path: Path) -> None:
+    def ends(terminal: ChildTerminal) -> int:
+        """Answers ended, and lines dropped by a Ctrl-C that came while there was no answer."""
+        return terminal.raw.count("tok/s") + terminal.raw.count("Ctrl-D leaves")
+
+    moments, turns = random.Random(3), 12
+    with ChildTerminal(tmp_path, "chat", "long", "0.002", str(tmp_path / "talk")) as terminal:
+        for turn in range(turns):
+            terminal.wait_prompt()
+            seen = ends(terminal)
+            terminal.send(f"question {turn}" + ENTER)
+            until = time.monotonic() + moments.uniform(0.03, 0.4)
+            while time.monotonic() < until:
+                terminal.read(0.01)
+            terminal.send(CTRL_C)
+            terminal.wait(lambda t, seen=seen: ends(t) > seen)
+        terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+    messages = report(tmp_path / "talk")
+    assert len(messages) >= turns  # that is half of them; the others were caught before they began
+    shown = re.sub(r"\x1b\[[02]m|\r", "", terminal.raw)
+    for answer in messages[1::2]:
+        assert answer.stopped
+        assert answer.reasoning[-40:] in shown
+        assert answer.content[-40:] in shown
+
+
+def test_twice_ctrl_c_leaves_with_130(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "long", "0.4", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        terminal.send("question" + ENTER)
+        terminal.wait("step 1.")
+        terminal.send(CTRL_C)
+        time.sleep(0.1)
+        terminal.send(CTRL_C)
+        assert terminal.exit_code() == 130
+        assert "^C" not in terminal.raw
+    question, answer = report(tmp_path / "talk")
+    assert (question.content, answer.stopped) == ("question", True)
+    assert answer.reasoning.startswith("step 0. step 1.")
+
+
+def test_an_error_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "full", "0", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        terminal.send("one" + ENTER)
+        terminal.wait("error: the context is full\nhint:  /clear starts anew")
+        terminal.wait_prompt()
+        terminal.send("two" + ENTER)
+        terminal.wait("tok/s")
+        terminal.wait_prompt()
+        terminal.send("/bye" + ENTER)
+        assert terminal.exit_code() == 0
+    assert [m.content for m in report(tmp_path / "talk")[::2]] == ["two"]
+
+
+def test_reading_a_long_prompt_leaves_no_trace(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "reading", "0.03") as terminal:
+        terminal.wait_prompt()
+        terminal.send("hi" + ENTER)
+        terminal.wait("Reading the prompt   1,200 tokens")
+        terminal.wait("tok/s")
+        terminal.wait_prompt()
+        assert "Reading" not in terminal.text()
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "hostile") as terminal:
+        terminal.wait_prompt()
+        terminal.send("hi" + ENTER)
+        terminal.wait("tok/s")
+        assert "]0;title" in terminal.text()
+        assert "[/foo] list[int][2J]52;c;aGk=" in terminal.text()
+        assert terminal.screen.title == ""
+
+
+def test_no_color(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "sum", NO_COLOR="1") as terminal:
+        terminal.wait_prompt()
+        before = len(terminal.raw)
+        terminal.send("hi" + ENTER)
+        terminal.wait("tok/s")
+        assert "\x1b[2m" not in terminal.raw[before:]
+
+
+def test_run_on_a_terminal_shows_the_thought_too(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "run", "sum") as terminal:
+        assert terminal.exit_code() == 0
+        assert "Thinking\n347 + 586\n= 933\nThought for" in terminal.text()
+        assert "It is **933**.\n  11 tokens" in terminal.text()
+
+
+@pytest.mark.parametrize(("stdin", "code"), [("sum\n", 0), ("", 1)])
+def test_without_a_terminal_nothing_waits(stdin: str, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.chat.child", "chat", "sum"]
+    ended = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == code
+    assert ended.stdout == ("It is **933**.\n" if code == 0 else "")
+
+
+def test_nothing_but_the_chat_imports_prompt_toolkit() -> None:
+    code = "import sys, localr1.chat.repl; print('prompt_toolkit' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "False\n"
