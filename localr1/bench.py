@@ -68,20 +68,22 @@ def run(model: str, threads: int | None = None) -> dict[str, Any]:
     used = torch.get_num_threads()
     touched = bytes_per_token(llm)
     bandwidth, working_set = read_bandwidth(used)
+    # What fits the cache is not read from RAM, and RAM is then no limit.
+    applies = llm_bytes(llm) > last_cache_bytes()
+    decode_limit = bandwidth * 1e9 / touched
     limits = {
         "read_bandwidth": bandwidth,
         "read_bandwidth_unit": "GB/s",
         "read_bandwidth_method": f"float32 dot product of {working_set / 1e9:.1f} GB with itself",
         "bytes_per_token": touched,
-        "decode": bandwidth * 1e9 / touched,
+        "decode": decode_limit,
         "decode_unit": "tokens/s",
-        # What fits the cache is not read from RAM, and RAM is then no limit.
-        "applies": llm_bytes(llm) > last_cache_bytes(),
+        "applies": applies,
     }
     rows = [Row("load", "load", 0, used, load_seconds, "s")]
     rows += [_prefill(llm, tokens, used) for tokens in PREFILL_TOKENS if _fits(llm, tokens)]
     rows.append(_first_token(llm, used))
-    rows.append(_decode(llm, used, limits["decode"] if limits["applies"] else None))
+    rows.append(_decode(llm, used, decode_limit if applies else None))
     return {
         "machine": machine(),
         "model": llm.name,
