@@ -42,7 +42,8 @@ def chat(
         LocalR1Error: stdout is not a terminal, so there is nowhere to talk.
     """
     if not sys.stdin.isatty():
-        return oneshot.run(llm, sys.stdin.read(), system=system, params=params)
+        text = sys.stdin.buffer.read().decode("utf-8", "replace")
+        return oneshot.run(llm, text, system=system, params=params)
     if not sys.stdout.isatty():
         hint = 'localr1 run MODEL "a question" writes the answer to stdout'
         raise LocalR1Error("the chat needs a terminal to write to", hint, USAGE)
