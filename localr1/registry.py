@@ -73,7 +73,7 @@ def resolve(model: str | Path) -> Resolved:
         if text.lower() in (entry.name, *entry.aliases):
             return Resolved(_file_of(entry), entry, entry.name)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         return Resolved(path, None, path.resolve().stem if path.is_file() else path.resolve().name)
     if _looks_like_path(text):
         raise ModelNotFound(

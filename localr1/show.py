@@ -23,13 +23,16 @@ _MIB, _GIB = 1 << 20, 1 << 30
 
 
 def size(nbytes: int) -> str:
-    """`16.1 MiB`, `376.65 GiB`."""
-    return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB else f"{nbytes / _MIB:.1f} MiB"
+    """`15.99 MiB`, `376.65 GiB`."""
+    return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB else f"{nbytes / _MIB:.2f} MiB"
 
 
 def count(number: int) -> str:
-    """`671.0 B`, `15.7 M`: a number of parameters."""
-    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+    """`671.0 B`, `15.7 M`, `9.4 K`: a number of parameters."""
+    for unit, letter in ((1e9, "B"), (1e6, "M")):
+        if number >= unit:
+            return f"{number / unit:.1f} {letter}"
+    return f"{number / 1e3:.1f} K"
 
 
 def listing() -> list[dict[str, Any]]:
