@@ -1,0 +1,29 @@
+"""What every test stands on: a user's home that is empty, and a word on what was left out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+NO_GPU = pytest.mark.skip(reason="there is no NVIDIA GPU here")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none, saying so."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(NO_GPU)
+
+
+@pytest.fixture(autouse=True)
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings or notes of the person who runs the tests; compiled kernels stay shared."""
+    for name in [name for name in os.environ if name.startswith("LOCALR1_")]:
+        if name != "LOCALR1_ISA":  # CI may force a tier for a whole run
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
