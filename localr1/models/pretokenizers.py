@@ -83,11 +83,11 @@ PRETOKENIZERS = {
             "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
             r"\s+$",
             _CJK,
-            r"\p{N}",
+            r"\p{N}",  # llama.cpp takes runs of digits; the same ids, as no merge joins digits
         )
     ),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
-    "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
+    "deepseek-r1-qwen": PreTokenizer((_QWEN2,), nfc=True),
     "qwen2": PreTokenizer((_QWEN2,), nfc=True),
     "llama-bpe": PreTokenizer(
         (

@@ -97,12 +97,18 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """From `tokenizer.ggml.*`; BadFile or Unsupported say what is missing or unknown."""
-        return cls(_gguf_vocabulary(metadata))
+        try:
+            return cls(_gguf_vocabulary(metadata))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise _damaged(error) from error
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
         """From `tokenizer.json` and the configs beside it in a Hugging Face folder."""
-        return cls(_folder_vocabulary(Path(path)))
+        try:
+            return cls(_folder_vocabulary(Path(path)))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise _damaged(error) from error
 
     def token_id(self, text: str) -> int | None:
         """The id of a marker, or of a word as the file writes it; None if there is none."""
@@ -118,12 +124,13 @@ class Tokenizer:
 
         A lone surrogate (what Python makes of undecodable input) counts as U+FFFD.
         """
+        text = _without_surrogates(text)
         if not special:
-            return self._encode_plain(text)
+            return self._plain(text)
         return [
             token
             for piece, marker in self.split(text)
-            for token in ([marker] if marker is not None else self._encode_plain(piece))
+            for token in ([marker] if marker is not None else self._plain(piece))
         ]
 
     def split(self, text: str) -> Iterator[tuple[str, int | None]]:
@@ -159,11 +166,8 @@ class Tokenizer:
         self._bytes[token] = made
         return made
 
-    def _encode_plain(self, text: str) -> list[int]:
-        try:
-            ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
-            ids = self._bpe.encode(_without_surrogates(text), add_special_tokens=False).ids
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
     @cached_property
@@ -195,7 +199,18 @@ class Detokenizer:
 
 
 def _without_surrogates(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the round trip joins the halves that pair and replaces the others
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _damaged(error: Exception) -> BadFile:
+    return BadFile(
+        f"the model's tokenizer cannot be used: {error}",
+        "the file may be damaged; get it again, or check it with `localr1 verify`",
+    )
 
 
 def _is_literal(text: str) -> bool:
@@ -222,10 +237,7 @@ def _build(v: Vocabulary) -> tokenizers.Tokenizer:
             vocab=words, merges=v.merges, ignore_merges=v.ignore_merges
         )
     except Exception as error:  # the library raises bare Exceptions for files it cannot use
-        raise BadFile(
-            f"the model's tokenizer cannot be used: {error}",
-            "the file may be damaged; get it again, or check it with `localr1 verify`",
-        ) from error
+        raise _damaged(error) from error
     built.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in v.literals])
     return built
 
@@ -276,11 +288,13 @@ def _required(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
     if key not in metadata:
         raise BadFile(f"the file has no {key}", "it is not a whole model; get it again")
     value: Sequence[Any] = metadata[key]
+    if isinstance(value, (str, int, float)):
+        raise BadFile(f"{key} is not a list", "the file is damaged; get it again")
     return value
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge  # ValueError if not two
     return left, right
 
 
