@@ -1,0 +1,38 @@
+"""SwiGLU on float32 at addresses: h = g / (1 + exp(-g)) * u, written so that LLVM makes vectors of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from cpu_experts.memory import bits_to_f32, load_f32, store_f32
+
+_LOG2E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+
+
+@njit(error_model="numpy", fastmath={"contract", "nsz"})
+def exp_f32(x):
+    """e**x within 2 units in the last place; 0 below -87, e**88 above 88."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    n = np.rint(x * _LOG2E)
+    r = x - n * _LN2_HIGH
+    r = r - n * _LN2_LOW
+    # A polynomial for (e**r - 1 - r) / r**2 on [-ln2/2, ln2/2] (Cephes).
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * bits_to_f32((np.int32(n) + np.int32(127)) << 23)
+
+
+@njit(error_model="numpy")
+def swiglu(gate, up, n):
+    """silu(gate) * up over n float32, into `gate`."""
+    for i in range(n):
+        g = load_f32(gate + 4 * i)
+        h = g / (np.float32(1.0) + exp_f32(-g)) * load_f32(up + 4 * i)
+        store_f32(gate + 4 * i, h)

@@ -1,0 +1,77 @@
+"""Where compiled kernels are kept, and how they are compiled.
+
+Numba's disk cache does not notice an edit in another file, so its folder is named after everything that
+decides the machine code: our sources, numba, llvmlite, and the CPU. Every cached function has one
+explicit signature: two processes that start at once then write the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+
+_LOCK = threading.RLock()
+
+
+def _key() -> str:
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for source in sorted(root.rglob("*.py")):
+        digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    features = ",".join(sorted(k for k, on in llvm.get_host_cpu_features().items() if on))
+    parts = (numba.__version__, llvmlite.__version__, llvm.get_host_cpu_name(), features)
+    digest.update("|".join(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _folder() -> Path:
+    """$XDG_CACHE_HOME/localr1/numba/<key>, or a folder of this user's own under the temporary one."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "localr1" / "numba" / _key()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="localr1-numba-"))
+
+
+@cache
+def use_own_folder() -> str:
+    """Point Numba's disk cache at our folder, for this process; returns its path."""
+    folder = str(_folder())
+    os.environ["NUMBA_CACHE_DIR"] = folder
+    numba.config.CACHE_DIR = folder
+    return folder
+
+
+@cache
+def _compile(function: Callable[..., Any], kind: str, signature: Any) -> Any:
+    use_own_folder()
+    options = {"cache": True, "error_model": "numpy"}
+    if kind == "c":
+        return numba.cfunc(signature, **options)(function)
+    return numba.njit(signature, nogil=True, **options)(function)
+
+
+def c_function(function: Callable[..., Any], signature: Any) -> int:
+    """The address of `function` compiled as a C function; compiled or loaded once."""
+    with _LOCK:
+        return int(_compile(function, "c", signature).address)
+
+
+def entry(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
+    """`function` compiled for calls from Python with the GIL released; compiled or loaded once."""
+    with _LOCK:
+        compiled: Callable[..., Any] = _compile(function, "py", signature)
+        return compiled

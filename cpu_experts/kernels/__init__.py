@@ -1,0 +1,1 @@
+"""One module per weight format. Each names its functions itself, at module level: see portable.py."""

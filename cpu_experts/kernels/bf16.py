@@ -1,0 +1,27 @@
+"""BF16: the upper half of a float32; activations stay float32."""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from cpu_experts.kernels.portable import rows_float
+from cpu_experts.memory import load_bf16, store_f32
+
+
+@register_jitable
+def unpack(w, stride, row, start, n, cols, aux, target):
+    """Columns `start` to `start + n` of a row as float32 at `target`."""
+    source = w + row * stride + 2 * start
+    for i in range(n):
+        store_f32(target + 4 * i, load_bf16(source + 2 * i))
+
+
+def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """Rows as float32 at `out`."""
+    for r in range(n_rows):
+        unpack(w, stride, row0 + r, 0, cols, cols, aux, out + r * out_stride)
+
+
+def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, portable."""
+    rows_float(unpack, w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch)

@@ -1,0 +1,43 @@
+"""IQ4_XS: 256 values in 136 bytes, IQ4_NL's codes with a 6-bit scale per 32 values.
+
+float16 d, uint16 of the scales' high 2 bits, 4 bytes of their low 4 bits, 128 bytes of codes; weight =
+d * (scale - 32) * CODEBOOK[code]. In a sub-block's 16 bytes low nibbles are values 0-15.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.extending import register_jitable
+
+from cpu_experts.kernels.iq4_nl import CODEBOOK
+from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.memory import load_f16, load_u8, load_u16, store_f32, store_i8
+
+BLOCK, BYTES, SUB = 256, 136, 32
+
+
+@register_jitable
+def unpack(block, values, scales, minima):
+    """The block as 256 int8 values, 8 scales and minima of 0."""
+    d = load_f16(block)
+    high = load_u16(block + 2)
+    for s in range(8):
+        low = load_u8(block + 4 + s // 2) >> (s % 2 * 4) & 15
+        scale = (low | (high >> (2 * s) & 3) << 4) - 32
+        store_f32(scales + 4 * s, d * np.float32(scale))
+        store_f32(minima + 4 * s, 0.0)
+        for i in range(16):
+            packed = load_u8(block + 8 + 16 * s + i)
+            store_i8(values + 32 * s + i, CODEBOOK[packed & 15])
+            store_i8(values + 32 * s + 16 + i, CODEBOOK[packed >> 4])
+
+
+def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """Rows as float32 at `out`."""
+    dequantise(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, out, out_stride, scratch)
+
+
+def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, portable."""
+    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
+                   out_stride, scratch)

@@ -1,0 +1,35 @@
+"""Q4_0: 32 values in 18 bytes: float16 d, 16 bytes of nibbles (low: 0-15, high: 16-31).
+
+weight = d * (q - 8).
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+
+BLOCK, BYTES, SUB = 32, 18, 32
+
+
+@register_jitable
+def unpack(block, values, scales, minima):
+    """The block as 32 int8 values, one scale and a minimum of 0."""
+    store_f32(scales, load_f16(block))
+    store_f32(minima, 0.0)
+    for i in range(16):
+        packed = load_u8(block + 2 + i)
+        store_i8(values + i, (packed & 15) - 8)
+        store_i8(values + 16 + i, (packed >> 4) - 8)
+
+
+def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """Rows as float32 at `out`."""
+    dequantise(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, out, out_stride, scratch)
+
+
+def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, portable."""
+    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
+                   out_stride, scratch)

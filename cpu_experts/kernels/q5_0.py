@@ -1,0 +1,36 @@
+"""Q5_0: 32 values in 22 bytes: float16 d, 32 high bits, 16 bytes of low nibbles.
+
+weight = d * (q - 16); value i has bit i of the high word.
+"""
+
+from __future__ import annotations
+
+from numba.extending import register_jitable
+
+from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.memory import load_f16, load_i32, load_u8, store_f32, store_i8
+
+BLOCK, BYTES, SUB = 32, 22, 32
+
+
+@register_jitable
+def unpack(block, values, scales, minima):
+    """The block as 32 int8 values, one scale and a minimum of 0."""
+    store_f32(scales, load_f16(block))
+    store_f32(minima, 0.0)
+    high = load_i32(block + 2)
+    for i in range(16):
+        packed = load_u8(block + 6 + i)
+        store_i8(values + i, ((packed & 15) | (high >> i & 1) << 4) - 16)
+        store_i8(values + 16 + i, (packed >> 4 | (high >> (i + 16) & 1) << 4) - 16)
+
+
+def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """Rows as float32 at `out`."""
+    dequantise(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, out, out_stride, scratch)
+
+
+def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, portable."""
+    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
+                   out_stride, scratch)

@@ -1,0 +1,239 @@
+"""Products with quantised matrices: plain, per head of a stack, and per head transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numba import njit, types
+
+from cpu_experts.activations import Activations, as_rows
+from cpu_experts.cache import c_function, entry
+from cpu_experts.cpu import tier
+from cpu_experts.kernels.registry import DEQUANT, kernel_address
+from cpu_experts.layout import row_stride
+from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32, store_i64
+from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
+from cpu_experts.quantise import prepare_rows
+from cpu_experts.tensor import (
+    AUX, BASES, COLS, COUNT, KIND, N_ROWS, ROWS_KERNEL, STRIDE, TILES_KERNEL, QuantTensor,
+)
+from cpu_experts.workspace import WORKSPACE
+
+FEW_TOKENS = 8  # up to here the `rows` kernels are used, above it the `tiles` kernels
+_TINY = 1 << 17  # weights x tokens below which waking the pool costs more than it saves
+# Fields of a job, int64 each, in the workspace.
+_WEIGHT, _TABLE, _TOKENS, _OUT, _OUT_STRIDE, _ROWS_PER_ITEM, _EXTRA = range(7)
+JOB_BYTES = 64
+
+
+@njit(error_model="numpy")
+def kernel_for(weight, n_tokens):
+    """The address of the kernel that suits this number of tokens."""
+    return load_i64(weight + 8 * (ROWS_KERNEL if n_tokens <= FEW_TOKENS else TILES_KERNEL))
+
+
+def _product_item(job, item, slot, scratch):
+    """One run of rows of one matrix against all tokens."""
+    weight, table = load_i64(job + 8 * _WEIGHT), load_i64(job + 8 * _TABLE)
+    n_tokens, out = load_i64(job + 8 * _TOKENS), load_i64(job + 8 * _OUT)
+    step = load_i64(job + 8 * _ROWS_PER_ITEM)
+    rows = load_i64(weight + 8 * N_ROWS)
+    runs = (rows + step - 1) // step
+    matrix, row = item // runs, item % runs * step
+    call_kernel(
+        kernel_for(weight, n_tokens),
+        (
+            load_i64(load_i64(weight + 8 * BASES) + 8 * matrix),
+            load_i64(weight + 8 * STRIDE),
+            row,
+            min(step, rows - row),
+            load_i64(weight + 8 * COLS),
+            load_i64(load_i64(weight + 8 * AUX) + 8 * matrix),
+            table + 8 * matrix * n_tokens,
+            n_tokens,
+            out + 4 * (matrix * rows + row),
+            load_i64(job + 8 * _OUT_STRIDE),
+            scratch,
+        ),
+    )
+
+
+@njit(error_model="numpy")
+def rows_per_item(rows, row_bytes, threads):
+    """Rows of one item: a multiple of 32, at least 32 KiB, and some 8 items for each thread."""
+    step = max(rows // (8 * threads), 32768 // row_bytes)
+    return max(32, (step + 31) // 32 * 32)
+
+
+def _product(x, out, weight, table, n_tokens, work, scratch, pool, item_code):
+    """x [n_tokens, n, cols] times the n matrices of `weight`; `table` 0: quantise x first."""
+    count, rows = load_i64(weight + 8 * COUNT), load_i64(weight + 8 * N_ROWS)
+    cols, kind = load_i64(weight + 8 * COLS), load_i64(weight + 8 * KIND)
+    if table == 0:
+        table = work + JOB_BYTES
+        quantised = table + (8 * n_tokens * count + 63) // 64 * 64
+        if count == 1:
+            prepare_rows(kind, np.int64(x.ctypes.data), n_tokens, cols, quantised, table)
+        else:
+            _prepare_heads(kind, np.int64(x.ctypes.data), n_tokens, count, cols, quantised, table)
+    if rows * cols * count * n_tokens < _TINY:
+        pool = 0
+    step = rows_per_item(rows, load_i64(weight + 8 * STRIDE), thread_count(pool))
+    store_i64(work + 8 * _WEIGHT, weight)
+    store_i64(work + 8 * _TABLE, table)
+    store_i64(work + 8 * _TOKENS, n_tokens)
+    store_i64(work + 8 * _OUT, np.int64(out.ctypes.data))
+    store_i64(work + 8 * _OUT_STRIDE, 4 * rows * count)
+    store_i64(work + 8 * _ROWS_PER_ITEM, step)
+    run_job(pool, item_code, work, count * ((rows + step - 1) // step), scratch)
+
+
+@njit(error_model="numpy")
+def _prepare_heads(kind, x, n_tokens, count, cols, quantised, table):
+    """Quantise x [T, n, cols] in place order; list the row addresses as [n, T]."""
+    stride = row_stride(kind, cols)
+    listed = table + 8 * n_tokens * count  # the end of the table: reused for the order of x
+    for t in range(n_tokens):
+        for h in range(count):
+            row = t * count + h
+            prepare_rows(kind, x + 4 * row * cols, 1, cols, quantised + row * stride, listed)
+            store_i64(table + 8 * (h * n_tokens + t), load_i64(listed))
+
+
+def _transposed_item(job, item, slot, scratch):
+    """One matrix [rows, cols]: y[t] = sum of x[t, r] * row r, rows dequantised one by one."""
+    weight, x = load_i64(job + 8 * _WEIGHT), load_i64(job + 8 * _TABLE)
+    n_tokens, out = load_i64(job + 8 * _TOKENS), load_i64(job + 8 * _OUT)
+    rows, cols = load_i64(weight + 8 * N_ROWS), load_i64(weight + 8 * COLS)
+    count = load_i64(weight + 8 * COUNT)
+    row = scratch + (1 << 16)
+    for t in range(n_tokens):
+        _clear(out + 4 * (t * count + item) * cols, cols)
+    for r in range(rows):
+        call_kernel(
+            load_i64(job + 8 * _EXTRA),
+            (
+                load_i64(load_i64(weight + 8 * BASES) + 8 * item),
+                load_i64(weight + 8 * STRIDE),
+                r, 1, cols,
+                load_i64(load_i64(weight + 8 * AUX) + 8 * item),
+                0, 0, row, 0, scratch,
+            ),
+        )
+        for t in range(n_tokens):
+            head = t * count + item
+            _add_scaled(out + 4 * head * cols, row, load_f32(x + 4 * (head * rows + r)), cols)
+
+
+@njit(error_model="numpy")
+def _clear(target, n):
+    for i in range(n):
+        store_f32(target + 4 * i, 0.0)
+
+
+@njit(error_model="numpy")
+def _add_scaled(target, source, factor, n):
+    for i in range(n):
+        value = load_f32(target + 4 * i) + factor * load_f32(source + 4 * i)
+        store_f32(target + 4 * i, value)
+
+
+def _product_transposed(x, out, weight, n_tokens, work, scratch, pool, item_code, dequant):
+    """x [n_tokens, n, rows] times the n matrices, transposed, into out [n_tokens, n, cols]."""
+    count = load_i64(weight + 8 * COUNT)
+    store_i64(work + 8 * _WEIGHT, weight)
+    store_i64(work + 8 * _TABLE, np.int64(x.ctypes.data))
+    store_i64(work + 8 * _TOKENS, n_tokens)
+    store_i64(work + 8 * _OUT, np.int64(out.ctypes.data))
+    store_i64(work + 8 * _EXTRA, dequant)
+    run_job(pool, item_code, work, count, scratch)
+
+
+_ARRAY = types.Array(types.float32, 2, "C", aligned=True)
+_PRODUCT = types.void(_ARRAY, _ARRAY, *[types.int64] * 7)
+
+
+@cache
+def plain() -> tuple[Callable[..., None], int]:
+    """The entry and the item code of `_product`, compiled."""
+    return entry(_product, _PRODUCT), c_function(_product_item, ITEM)
+
+
+@cache
+def transposed() -> tuple[Callable[..., None], int]:
+    return entry(_product_transposed, _PRODUCT), c_function(_transposed_item, ITEM)
+
+
+def matmul(
+    x: np.ndarray | Activations, w: QuantTensor, out: np.ndarray | None = None
+) -> np.ndarray:
+    """x [T, cols] times one matrix (rows, cols), transposed: float32 [T, rows].
+
+    Quantised weights meet int8 activations, float weights float32 ones. Pass an `Activations` when
+    several matrices read the same x. `out`: float32 [T, rows], C-contiguous. ValueError on shapes.
+    """
+    if w.count != 1:
+        raise ValueError(f"matmul needs one matrix, not {w}; see matmul_stack")
+    table = 0
+    if isinstance(x, Activations):
+        if x.shape[1] != w.cols:
+            raise ValueError(f"the input has {x.shape[1]} columns; {w} reads {w.cols}")
+        table, rows = x.table(w.format.activation), x.x
+    else:
+        rows = as_rows(x, w.cols)
+    n_tokens = len(rows)
+    if out is None:
+        out = np.empty((n_tokens, w.rows), dtype=np.float32)
+    else:
+        check_out(out, (n_tokens, w.rows))
+    _run(rows, out, w, table, n_tokens)
+    return out
+
+
+def check_out(out: np.ndarray, shape: tuple[int, ...]) -> None:
+    """ValueError unless `out` can be written as a C-contiguous float32 array of `shape`."""
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
+        raise ValueError(f"out must be a writeable C-contiguous float32 array of shape {shape}")
+
+
+def _run(x: np.ndarray, out: np.ndarray, w: QuantTensor, table: int, n_tokens: int) -> None:
+    if n_tokens == 0:
+        return
+    size = JOB_BYTES + n_tokens * w.count * (w.activation_stride + 16) + 128
+    work = WORKSPACE.at_least(size if table == 0 else JOB_BYTES)
+    product, item_code = plain()
+    pool = pool_address()
+    product(x, out, w.address, table, n_tokens, work, WORKSPACE.scratch, pool, item_code)
+
+
+def _heads(x: np.ndarray, count: int, width: int) -> np.ndarray:
+    """x [T, count, width] as [T, count * width]; ValueError on another shape."""
+    if x.ndim != 3 or x.shape[1:] != (count, width):
+        raise ValueError(f"the input has shape {x.shape}; this stack reads [T, {count}, {width}]")
+    return as_rows(x.reshape(len(x), count * width), count * width)
+
+
+def matmul_stack(x: np.ndarray, w: QuantTensor) -> np.ndarray:
+    """Head h of x meets matrix h: x [T, n, cols], w (n, rows, cols) -> float32 [T, n, rows]."""
+    rows = _heads(x, w.count, w.cols)
+    out = np.empty((len(x), w.count * w.rows), dtype=np.float32)
+    _run(rows, out, w, 0, len(x))
+    return out.reshape(len(x), w.count, w.rows)
+
+
+def matmul_stack_t(x: np.ndarray, w: QuantTensor) -> np.ndarray:
+    """y[:, h] = x[:, h] @ w[h]: x [T, n, rows], w (n, rows, cols) -> float32 [T, n, cols].
+
+    Weights are dequantised row by row, a row at a time, and the products are float32.
+    """
+    rows = _heads(x, w.count, w.rows)
+    out = np.empty((len(x), w.count * w.cols), dtype=np.float32)
+    if len(x):
+        work = WORKSPACE.at_least(JOB_BYTES)
+        product, item_code = transposed()
+        dequant = kernel_address(w.format, DEQUANT, tier())
+        pool = pool_address()
+        product(rows, out, w.address, len(x), work, WORKSPACE.scratch, pool, item_code, dequant)
+    return out.reshape(len(x), w.count, w.cols)
