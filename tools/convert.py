@@ -1,6 +1,6 @@
 """Turn a Hugging Face folder of a DeepSeek-V2/V3/R1 model into one GGUF file (arch deepseek2).
 
-    python -m tools.convert FOLDER OUT.gguf [--type Q8_0] [--layout mla|kv_b] [--no-mtp]
+    python -m tools.convert FOLDER OUT.gguf [--type Q8_0] [--layout k_b+v_b|kv_b] [--no-mtp]
 
 What it is: the maker of localr1/tiny/tiny-r1.gguf and of the tests' toy models. Names come from
 localr1/models/hf_names.py and numbers from `ModelConfig`, so a file reads back as what was written.
@@ -28,7 +28,7 @@ from localr1.models.safetensors import HFFolder
 from tools.vocabulary import add_vocabulary
 
 TYPES = ("F32", "F16", "BF16", "Q8_0")
-LAYOUTS = ("mla", "kv_b")
+LAYOUTS = ("k_b+v_b", "kv_b")
 _ALWAYS_FLOAT = ("ffn_gate_inp.weight", "exp_probs_b.bias")
 
 
@@ -45,28 +45,28 @@ def convert(
     folder: str | Path,
     out: str | Path,
     kind: str = "Q8_0",
-    layout: str = "mla",
+    layout: str = LAYOUTS[0],
     mtp: bool = True,
     pre: str = "deepseek-v3",
-    embed_tokenizer: bool = False,
 ) -> Path:
     """Write `folder` to the GGUF file `out` and return its path.
 
-    `layout`: "mla" stores attn_k_b and attn_v_b, "kv_b" the older undivided attn_kv_b. `mtp` keeps
-    the multi-token-prediction layer. `pre` names the pre-tokeniser. `embed_tokenizer` also stores
-    tokenizer.json as it is. Raises LocalR1Error where the folder cannot be read or expressed.
+    `layout`: "k_b+v_b" stores the two matrices apart, "kv_b" the older undivided one. `mtp` keeps
+    the multi-token-prediction layer. `pre` names the pre-tokeniser. Raises LocalR1Error
+    where the folder cannot be read or expressed in a GGUF.
     """
     weights = HFFolder.open(folder)
     config = ModelConfig.from_hf(weights.config)
     out = Path(out)
     writer = gguf.GGUFWriter(out, "deepseek2")
     writer.add_name(Path(folder).resolve().name)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if kind == 'F32' else 'MOSTLY'}_{kind}"])
     n_mtp = config.n_mtp_layers if mtp else 0
     _add_sizes(writer, config, layout, n_mtp)
     _add_experts(writer, config)
     _add_rope(writer, config)
-    add_vocabulary(writer, Path(folder), config.vocab_size, pre, embed_tokenizer)
+    add_vocabulary(writer, Path(folder), config.vocab_size, pre)
     outputs = list(_outputs(weights, config, layout, config.n_layers + n_mtp))
     for output in outputs:
         qtype = _type_of(output, kind)
@@ -147,10 +147,12 @@ def _outputs(
             continue
         if _is_copy(weights, name):
             continue
-        if name.endswith("attn_kv_b.weight") and layout == "mla":
+        if name.endswith("attn_kv_b.weight") and layout != "kv_b":
             yield from _split_kv_b(weights, config, name)
         else:
-            yield _Output(name, weights[name].shape, lambda name=name: _matrices(weights, name))
+            shape = weights[name].shape
+            shape = shape[1:] if shape[0] == 1 and len(shape) == 2 else shape  # a vector
+            yield _Output(name, shape, lambda name=name: _matrices(weights, name))
 
 
 def _place(name: str) -> tuple[int, int]:
@@ -211,10 +213,9 @@ def main() -> None:
     parser.add_argument("folder", help="folder with config.json and safetensors files")
     parser.add_argument("out", help="the .gguf file to write")
     parser.add_argument("--type", choices=TYPES, default="Q8_0", help="type of the matrices")
-    parser.add_argument("--layout", choices=LAYOUTS, default="mla", help="attention layout")
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="attention layout")
     parser.add_argument("--no-mtp", action="store_true", help="leave the MTP layer out")
     parser.add_argument("--pre", default="deepseek-v3", help="name of the pre-tokeniser")
-    parser.add_argument("--embed-tokenizer", action="store_true", help="store tokenizer.json too")
     args = parser.parse_args()
     try:
         out = convert(
@@ -224,7 +225,6 @@ def main() -> None:
             args.layout,
             not args.no_mtp,
             args.pre,
-            args.embed_tokenizer,
         )
     except LocalR1Error as error:
         sys.exit(f"error: {error}\nhint: {error.hint}" if error.hint else f"error: {error}")

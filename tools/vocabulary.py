@@ -15,16 +15,13 @@ import gguf
 from localr1.errors import Unsupported
 
 
-def add_vocabulary(
-    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre: str, embed_tokenizer: bool
-) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre: str) -> None:
     """Add the tokenizer of `folder` for a model with `n_vocab` rows in its embedding."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         writer.add_tokenizer_model("none")
         return
-    source = path.read_text(encoding="utf-8")
-    tokenizer = json.loads(source)
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
     if tokenizer["model"]["type"] != "BPE":
         raise Unsupported(f"a tokenizer of the type {tokenizer['model']['type']} is not supported")
     tokens, types = _tokens(tokenizer, n_vocab)
@@ -34,8 +31,6 @@ def add_vocabulary(
     writer.add_token_types(types)
     merges = tokenizer["model"]["merges"]
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    if embed_tokenizer:
-        writer.add_string(gguf.Keys.Tokenizer.HF_JSON, source)
     _add_settings(writer, folder)
 
 

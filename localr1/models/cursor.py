@@ -17,7 +17,7 @@ from localr1.errors import BadFile, LocalR1Error, Unsupported
 
 DOWNLOAD_AGAIN = "download the file again, or compare its checksum with the publisher's"
 _MAX_DIMS = 4
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 # GGUF value type -> numpy type; strings and arrays are read apart.
 _NUMBERS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4",
@@ -99,6 +99,8 @@ class Cursor:
         kind = self.number("<I", what)
         if kind == _STRING:
             return self.string(what)
+        if kind == _FLOAT32:  # the shortest decimal that means it: 1e-06, not 9.99999997e-07
+            return float(str(np.frombuffer(self.take(4, what), "<f4")[0]))
         if kind != _ARRAY:
             return self.numbers(kind, 1, what)[0]
         kind = self.number("<I", what)

@@ -91,7 +91,7 @@ class GGUFFile:
         return name in self.tensors
 
     def __getitem__(self, name: str) -> QuantTensor:
-        """The weight `name` as a read-only view of the file; a vector has the shape (cols,)."""
+        """The weight `name` as a read-only view of the file; a vector has the shape (1, cols)."""
         info = self.tensors.get(name)
         if info is None:
             raise BadFile(
@@ -99,10 +99,11 @@ class GGUFFile:
                 "the file may be incomplete, or made by a converter that leaves it out",
             )
         fmt = _format(info)
-        if len(info.shape) > 3:
-            raise Unsupported(f"{name} has {len(info.shape)} dimensions; at most 3 are known")
+        shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
+        if len(shape) > 3:
+            raise Unsupported(f"{name} has {len(shape)} dimensions; at most 3 are known")
         view = np.frombuffer(self._maps[info.shard], np.uint8, _nbytes(info, fmt), info.offset)
-        return QuantTensor(fmt, info.shape, (view,))
+        return QuantTensor(fmt, shape, (view,))
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the file."""

@@ -99,7 +99,7 @@ class HFFolder:
         return name in self._parts
 
     def __getitem__(self, name: str) -> QuantTensor:
-        """The weight under its GGUF name; experts as a stack of one part each."""
+        """The weight under its GGUF name; experts come as a stack, a vector as (1, cols)."""
         parts = self._parts.get(name)
         if parts is None:
             raise BadFile(f"{self.path.name} has no tensor {name}", "the folder may be incomplete")
@@ -157,7 +157,8 @@ def _tensor(
             f"{next(iter(parts.values()))} is {first.dtype}, a weight type that is not supported",
             "supported are F32, F16, BF16 and DeepSeek's FP8 (F8_E4M3)",
         )
-    if not 1 <= len(shape) <= 3 or 0 in shape:
+    shape = shape if len(shape) > 1 else (1, *shape)
+    if not 2 <= len(shape) <= 3 or 0 in shape:
         raise BadFile(f"{next(iter(parts.values()))} has the shape {first.shape}")
     return QuantTensor(
         FORMATS[_FORMATS[first.dtype]], shape, tuple(e.view() for e in entries), scales
