@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from cpu_experts import matmul, moe
 from cpu_experts.cpu import tier
 from cpu_experts.formats import FORMATS, UnsupportedFormat
 from cpu_experts.kernels.registry import DEQUANT, ROWS, TILES, kernel_address
+from cpu_experts.matmul import plain, transposed
+from cpu_experts.moe import compiled
 from cpu_experts.pool import pool_address
 
 
@@ -22,7 +23,7 @@ def warmup(formats: Iterable[str]) -> Iterator[tuple[int, int]]:
         if name not in FORMATS:
             raise UnsupportedFormat(f"no kernel for weight format {name}")
     isa = tier()
-    steps: list[Callable[[], object]] = [pool_address, matmul.plain, moe.compiled, matmul.transposed]
+    steps: list[Callable[[], object]] = [pool_address, plain, compiled, transposed]
     for name in names:
         for role in (ROWS, TILES, DEQUANT):
             steps.append(partial(kernel_address, FORMATS[name], role, isa))

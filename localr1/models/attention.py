@@ -10,12 +10,12 @@ prompts.
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import rms_norm
 
 from cpu_experts import FORMATS, Activations, QuantTensor, matmul_stack, matmul_stack_t
 from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
-from localr1.models.linear import Linear, Weights, float_tensor
+from localr1.models.linear import Linear, Weights
+from localr1.models.norm import RMSNorm
 from localr1.models.rope import Rope, softmax_scale
 
 _WORKSPACE = 1 << 24  # float32 values of one temporary of the expanded form (64 MiB)
@@ -76,12 +76,14 @@ class MLA:
         self.attn_q_a = None
         if config.q_lora_rank:
             self.attn_q_a = Linear(weights[f"{prefix}.attn_q_a.weight"])
-            self.attn_q_a_norm = float_tensor(weights[f"{prefix}.attn_q_a_norm.weight"])
+            norm = weights[f"{prefix}.attn_q_a_norm.weight"]
+            self.attn_q_a_norm = RMSNorm(norm, config.rms_norm_eps)
             self.attn_q_b = Linear(weights[f"{prefix}.attn_q_b.weight"])
         else:
             self.attn_q_b = Linear(weights[f"{prefix}.attn_q.weight"])
         self.attn_kv_a_mqa = Linear(weights[f"{prefix}.attn_kv_a_mqa.weight"])
-        self.attn_kv_a_norm = float_tensor(weights[f"{prefix}.attn_kv_a_norm.weight"])
+        norm = weights[f"{prefix}.attn_kv_a_norm.weight"]
+        self.attn_kv_a_norm = RMSNorm(norm, config.rms_norm_eps)
         self.heads = HeadProjections(config, weights, prefix)
         self.attn_output = Linear(weights[f"{prefix}.attn_output.weight"])
         self.scale = softmax_scale(config.rope, config.qk_nope_head_dim + config.qk_rope_head_dim)
@@ -104,7 +106,7 @@ class MLA:
         c = self.config
         q: torch.Tensor | Activations = x
         if self.attn_q_a is not None:
-            q = rms_norm(self.attn_q_a(x), (c.q_lora_rank,), self.attn_q_a_norm, c.rms_norm_eps)
+            q = self.attn_q_a_norm(self.attn_q_a(x))
         heads = self.attn_q_b(q).view(-1, c.n_heads, c.qk_nope_head_dim + c.qk_rope_head_dim)
         q_nope, q_rope = heads.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
         return q_nope, self.rope(q_rope, start)  # [T, heads, nope], [T, heads, rope]
@@ -112,8 +114,8 @@ class MLA:
     def _latent(self, x: Activations, start: int) -> torch.Tensor:
         c = self.config
         latent, k_rope = self.attn_kv_a_mqa(x).split([c.kv_lora_rank, c.qk_rope_head_dim], dim=-1)
-        latent = rms_norm(latent, (c.kv_lora_rank,), self.attn_kv_a_norm, c.rms_norm_eps)
-        return torch.cat((latent, self.rope(k_rope, start)), dim=-1)  # [T, kv_lora_rank + rope]
+        rotated = self.rope(k_rope, start)
+        return torch.cat((self.attn_kv_a_norm(latent), rotated), dim=-1)  # [T, width]
 
     def absorbed(
         self, q_nope: torch.Tensor, q_rope: torch.Tensor, rows: torch.Tensor

@@ -9,7 +9,7 @@ speculative decoding.
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
 
 from cpu_experts import Activations, ExpertBank
 from localr1.models.attention import MLA
@@ -17,17 +17,8 @@ from localr1.models.config import ModelConfig
 from localr1.models.experts import MLP, Experts
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Embedding, Linear, Weights, as_stack, float_tensor
+from localr1.models.norm import RMSNorm
 from localr1.models.rope import Rope
-
-
-class RMSNorm:
-    """`x / rms(x) * weight`."""
-
-    def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        self.weight, self.eps = weight, eps
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Gate:
@@ -41,7 +32,7 @@ class Gate:
         self.config = config
         self.ffn_gate_inp = float_tensor(weights[f"{prefix}.ffn_gate_inp.weight"])
         bias = f"{prefix}.exp_probs_b.bias"
-        self.exp_probs_b = float_tensor(weights[bias]) if bias in weights else None
+        self.exp_probs_b = float_tensor(weights[bias]).flatten() if bias in weights else None
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`x` `[T, hidden]` -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
@@ -93,11 +84,9 @@ class Block:
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, rope: Rope) -> None:
         prefix = f"blk.{layer}"
-        norm = float_tensor(weights[f"{prefix}.attn_norm.weight"])
-        self.attn_norm = RMSNorm(norm, config.rms_norm_eps)
+        self.attn_norm = RMSNorm(weights[f"{prefix}.attn_norm.weight"], config.rms_norm_eps)
         self.attention = MLA(config, weights, layer, rope)
-        norm = float_tensor(weights[f"{prefix}.ffn_norm.weight"])
-        self.ffn_norm = RMSNorm(norm, config.rms_norm_eps)
+        self.ffn_norm = RMSNorm(weights[f"{prefix}.ffn_norm.weight"], config.rms_norm_eps)
         self.feed_forward: MoE | MLP
         if layer < config.n_dense_layers:
             self.feed_forward = MLP(_bank(weights, prefix, ""))
@@ -119,8 +108,7 @@ class Transformer:
         self.token_embd = Embedding(weights["token_embd.weight"])
         rope = Rope(config.rope, context)
         self.blk = [Block(config, weights, i, rope) for i in range(config.n_layers)]
-        norm = float_tensor(weights["output_norm.weight"])
-        self.output_norm = RMSNorm(norm, config.rms_norm_eps)
+        self.output_norm = RMSNorm(weights["output_norm.weight"], config.rms_norm_eps)
         tied = "output.weight" not in weights
         self.output = Linear(weights["token_embd.weight" if tied else "output.weight"])
 

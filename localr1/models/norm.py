@@ -1,0 +1,21 @@
+"""RMSNorm: `x / rms(x) * weight`."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import rms_norm
+
+from cpu_experts import QuantTensor
+from localr1.models.linear import float_tensor
+
+
+class RMSNorm:
+    """Over the last dimension, which the weight's length names."""
+
+    def __init__(self, weight: QuantTensor, eps: float) -> None:
+        self.weight = float_tensor(weight).flatten()
+        self.shape, self.eps = tuple(self.weight.shape), eps
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` float32 `[..., n]` -> the same shape."""
+        return rms_norm(x, self.shape, self.weight, self.eps)
