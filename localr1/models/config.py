@@ -220,7 +220,10 @@ def _gguf_scoring(f: Fields, experts: int, n_layers: int) -> str:
     if number == 0:
         return "sigmoid" if (experts, n_layers) == (256, 61) else "softmax"
     if number not in (1, 2):
-        raise Unsupported(f"expert gating function {number} is not supported")
+        raise Unsupported(
+            f"expert gating function {number} is not supported",
+            "softmax (1) and sigmoid (2) are",
+        )
     return "softmax" if number == 1 else "sigmoid"
 
 
@@ -255,4 +258,7 @@ def _refuse_hf_variants(f: Fields) -> None:
     for key, value in expected.items():
         found = f.get(key, value)
         if found != value:
-            raise Unsupported(f"config.json says {key} = {found!s:.60}; only {value} is supported")
+            raise Unsupported(
+                f"config.json says {key} = {found!s:.60}; only {value} is supported",
+                "no published DeepSeek model needs it: is this another kind of model?",
+            )

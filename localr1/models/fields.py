@@ -12,13 +12,14 @@ from typing import Any
 from localr1.errors import BadFile
 
 LARGEST = 1 << 31  # no size of a real model comes near; a damaged file easily passes it
+_HINT = "the model's files may be damaged or incomplete: download them again"
 _NO_DEFAULT: Any = object()
 
 
 def require(condition: bool, why: str) -> None:
     """Refuse a model whose numbers contradict each other or cannot be."""
     if not condition:
-        raise BadFile(f"the model's configuration makes no sense: {why}")
+        raise BadFile(f"the model's configuration makes no sense: {why}", _HINT)
 
 
 class Fields:
@@ -75,5 +76,5 @@ class Fields:
     def _wrong(self, key: str, value: Any, wanted: str) -> BadFile:
         name = self._prefix + key
         if value is _NO_DEFAULT:
-            return BadFile(f"{self._source} has no {name}", "the model's files may be incomplete")
-        return BadFile(f"{self._source}: {name} should be {wanted}, not {repr(value)[:60]}")
+            return BadFile(f"{self._source} has no {name}", _HINT)
+        return BadFile(f"{self._source}: {name} should be {wanted}, not {repr(value)[:60]}", _HINT)

@@ -76,7 +76,9 @@ class GGUFFile:
             _check_split(shard, i, len(shards))
             for info in shard.tensors:
                 if info.name in tensors:
-                    raise BadFile(f"{shard.path.name} holds the tensor {info.name} twice")
+                    raise BadFile(
+                        f"{shard.path.name} holds the tensor {info.name} twice", DOWNLOAD_AGAIN
+                    )
                 tensors[info.name] = info
         metadata = shards[0].metadata
         expected = metadata.get("split.tensors.count", len(tensors))
@@ -101,7 +103,10 @@ class GGUFFile:
         fmt = _format(info)
         shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
         if len(shape) > 3:
-            raise Unsupported(f"{name} has {len(shape)} dimensions; at most 3 are known")
+            raise Unsupported(
+                f"{name} has {len(shape)} dimensions; at most 3 are known",
+                "the file may be of another kind of model",
+            )
         view = np.frombuffer(self._maps[info.shard], np.uint8, _nbytes(info, fmt), info.offset)
         return QuantTensor(fmt, shape, (view,))
 
@@ -125,11 +130,14 @@ def shard_paths(path: Path) -> list[Path]:
         name = "{}-{:05d}-of-{:05d}.gguf"
         paths = [path.with_name(name.format(match["stem"], i + 1, count)) for i in range(count)]
         if path not in paths:
-            raise BadFile(f"{path.name} says it is part {match['no']} of {count}")
+            hint = "give the part's name as its publisher wrote it"
+            raise BadFile(f"{path.name} says it is part {match['no']} of {count}", hint)
     for part in paths:
+        if not part.is_file() and len(paths) == 1:
+            raise ModelNotFound(f"no such file: {part}", "check the path, or see `localr1 list`")
         if not part.is_file():
-            what = f"part {part.name} of the model is missing" if len(paths) > 1 else "no such file"
-            raise ModelNotFound(f"{what}: {part}", "put all parts into one folder")
+            hint = "download it too, and put all parts into one folder"
+            raise ModelNotFound(f"part {part.name} of the model is missing", hint)
     return paths
 
 

@@ -27,6 +27,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FP8_BLOCK = 128
 _FORMATS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F8_E4M3": "FP8_E4M3"}
 _SCALE = "_scale_inv"
+_INCOMPLETE = "the folder may be incomplete or mixed: download the whole folder again"
 _LONGEST_HEADER = 100 << 20  # the limit of the safetensors library
 
 
@@ -91,7 +92,9 @@ class HFFolder:
         for file in _files(path):
             for name, entry in _read_header(file).items():
                 if name in entries:
-                    raise BadFile(f"{file.name} holds {name}, as does {entries[name].file}")
+                    raise BadFile(
+                        f"{file.name} holds {name}, as does {entries[name].file}", _INCOMPLETE
+                    )
                 entries[name] = entry
         return cls(path, config, entries)
 
@@ -102,13 +105,13 @@ class HFFolder:
         """The weight under its GGUF name; experts come as a stack, a vector as (1, cols)."""
         parts = self._parts.get(name)
         if parts is None:
-            raise BadFile(f"{self.path.name} has no tensor {name}", "the folder may be incomplete")
+            raise BadFile(f"{self.path.name} has no tensor {name}", _INCOMPLETE)
         if None in parts:
             entries = [self._entries[parts[None]]]
             return _tensor(parts, entries, entries[0].shape, self._scales([parts[None]], entries))
         for i in range(len(parts)):
             if i not in parts:
-                raise BadFile(f"{self.path.name} lacks expert {i} of {name}")
+                raise BadFile(f"{self.path.name} lacks expert {i} of {name}", _INCOMPLETE)
         names = [parts[i] for i in range(len(parts))]
         entries = [self._entries[hf] for hf in names]
         shape = (len(entries), *entries[0].shape)
@@ -125,7 +128,8 @@ class HFFolder:
             if scale is None or scale.dtype != "F32" or scale.shape != blocks:
                 raise BadFile(
                     f"{name} is FP8 but its {name.rpartition('.')[2]}{_SCALE} is missing or not "
-                    f"float32 of the shape {blocks}"
+                    f"float32 of the shape {blocks}",
+                    _INCOMPLETE,
                 )
             scales.append(scale.view().view(np.float32).reshape(blocks))
         return tuple(scales)
@@ -151,7 +155,9 @@ def _tensor(
     first = entries[0]
     for entry, name in zip(entries, parts.values(), strict=True):
         if (entry.dtype, entry.shape) != (first.dtype, first.shape):
-            raise BadFile(f"{name} has another type or shape than its layer's other experts")
+            raise BadFile(
+                f"{name} has another type or shape than its layer's other experts", _INCOMPLETE
+            )
     if first.dtype not in _FORMATS:
         raise Unsupported(
             f"{next(iter(parts.values()))} is {first.dtype}, a weight type that is not supported",
@@ -159,7 +165,7 @@ def _tensor(
         )
     shape = shape if len(shape) > 1 else (1, *shape)
     if not 2 <= len(shape) <= 3 or 0 in shape:
-        raise BadFile(f"{next(iter(parts.values()))} has the shape {first.shape}")
+        raise BadFile(f"{next(iter(parts.values()))} has the shape {first.shape}", _INCOMPLETE)
     return QuantTensor(
         FORMATS[_FORMATS[first.dtype]], shape, tuple(e.view() for e in entries), scales
     )
