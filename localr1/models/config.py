@@ -78,7 +78,8 @@ class ModelConfig:
     def _check_routing(self) -> None:
         if self.topk_method not in _METHODS.get(self.scoring_func, ()):
             raise Unsupported(
-                f"expert routing {self.scoring_func} with {self.topk_method} is not supported",
+                f"expert routing {self.scoring_func!r:.40} with {self.topk_method!r:.40} "
+                "is not supported",
                 "known are softmax with greedy or group_limited_greedy, and sigmoid with noaux_tc",
             )
         experts, groups = self.n_routed_experts, self.n_group
@@ -190,7 +191,7 @@ class ModelConfig:
 
 def _other_architecture(name: object) -> Unsupported:
     return Unsupported(
-        f"models of the architecture {name!s:.60} are not supported",
+        f"models of the architecture {repr(name)[:60]} are not supported",
         "DeepSeek-V2, V3 and R1, and models built like them, are",
     )
 
@@ -259,6 +260,6 @@ def _refuse_hf_variants(f: Fields) -> None:
         found = f.get(key, value)
         if found != value:
             raise Unsupported(
-                f"config.json says {key} = {found!s:.60}; only {value} is supported",
+                f"config.json says {key} = {repr(found)[:60]}; only {value} is supported",
                 "no published DeepSeek model needs it: is this another kind of model?",
             )

@@ -17,6 +17,7 @@ from localr1.errors import BadFile, LocalR1Error, Unsupported
 
 DOWNLOAD_AGAIN = "download the file again, or compare its checksum with the publisher's"
 _MAX_DIMS = 4
+_LONGEST_NAME = 256  # keys and tensor names; real ones stay below 64
 _FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 # GGUF value type -> numpy type; strings and arrays are read apart.
 _NUMBERS = {
@@ -73,6 +74,13 @@ class Cursor:
         except UnicodeDecodeError as error:
             raise self.damaged(f"{what} is not UTF-8") from error
 
+    def name_of(self, what: str) -> str:
+        """A name that may appear in messages: short, and nothing that could steer a terminal."""
+        name = self.string(what)
+        if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+            raise self.damaged(f"{what} is no name: {ascii(name[:40])}")
+        return name
+
     def strings(self, n: int, what: str) -> list[str]:
         """`n` strings; a tight loop, since R1's vocabulary and merges are 257,000 of them."""
         data, size, at, unpack = self.data, self.size, self.at, struct.Struct("<Q").unpack_from
@@ -121,7 +129,7 @@ class Cursor:
 
     def tensor_row(self) -> tuple[str, tuple[int, ...], int, int]:
         """(name, shape in numpy's order, type, offset) of the next row of the tensor table."""
-        name = self.string("a tensor's name")
+        name = self.name_of("a tensor's name")
         n_dims = self.number("<I", f"the shape of {name}")
         if not 1 <= n_dims <= _MAX_DIMS:
             raise self.damaged(f"the tensor {name} has {n_dims} dimensions")

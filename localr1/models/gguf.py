@@ -156,7 +156,7 @@ def _read_shard(path: Path, index: int) -> _Shard:
     n_tensors, n_values = cursor.count(13, "tensors"), cursor.count(13, "metadata values")
     metadata: dict[str, Any] = {}
     for _ in range(n_values):
-        key = cursor.string("a metadata key")
+        key = cursor.name_of("a metadata key")
         if key in metadata:
             raise cursor.damaged(f"the metadata key {key!r} occurs twice")
         metadata[key] = cursor.value(key)

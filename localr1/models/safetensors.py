@@ -192,7 +192,7 @@ def _check_quantisation(config: dict[str, Any]) -> None:
     if not known or quantisation.get("weight_block_size") != [FP8_BLOCK, FP8_BLOCK]:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else "unknown"
         raise Unsupported(
-            f"the folder's weights are quantised ({method!s:.40}) in a way that is not supported",
+            f"the folder's weights are quantised ({repr(method)[:40]}) in a way that is not supported",
             "take the FP8 or bfloat16 folder, or a GGUF file of the model",
         )
 
@@ -226,6 +226,8 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     if not isinstance(header, dict):
         raise BadFile(f"{path.name} has a damaged header", DOWNLOAD_AGAIN)
     header.pop("__metadata__", None)
+    if not all(name.isprintable() and len(name) <= 256 for name in header):
+        raise BadFile(f"{path.name} has a damaged header", DOWNLOAD_AGAIN)
     return {name: _entry(path.name, data, 8 + length, name, row) for name, row in header.items()}
 
 
