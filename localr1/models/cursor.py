@@ -78,7 +78,7 @@ class Cursor:
         """A name that may appear in messages: short, and nothing that could steer a terminal."""
         name = self.string(what)
         if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
-            raise self.damaged(f"{what} is no name: {ascii(name[:40])}")
+            raise self.damaged(f"{what} is no name: {name[:40]!a}")
         return name
 
     def strings(self, n: int, what: str) -> list[str]:

@@ -90,6 +90,6 @@ class RopeConfig:
 
 def _other_rope(kind: str) -> Unsupported:
     return Unsupported(
-        f"the model's rotary embedding is scaled by {kind!r:.60} with options that are not supported",
+        f"rotary embedding scaled by {kind!r:.60} with these options is not supported",
         "plain YaRN, as DeepSeek's models have it, is supported",
     )

@@ -192,7 +192,7 @@ def _check_quantisation(config: dict[str, Any]) -> None:
     if not known or quantisation.get("weight_block_size") != [FP8_BLOCK, FP8_BLOCK]:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else "unknown"
         raise Unsupported(
-            f"the folder's weights are quantised ({repr(method)[:40]}) in a way that is not supported",
+            f"weights quantised by {repr(method)[:40]} are not supported here",
             "take the FP8 or bfloat16 folder, or a GGUF file of the model",
         )
 
