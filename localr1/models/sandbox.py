@@ -13,10 +13,11 @@ import functools
 import json
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -27,7 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 _MAX_STEPS = 300_000  # loop turns, calls and filters of a rendering; R1's takes a few per message
-_MAX_SECONDS = 10.0
+_MAX_SECONDS = 3.0  # of this thread's own computing
 _MAX_SIZE = 32 << 20  # characters of one text; a full 128K context is about half a MiB
 _MAX_GROWTH = 1 << 28  # product of the operands of what can multiply a text; `replace` stays below
 _MAX_NUMBER = 1 << 256  # beyond what any date or counter needs
@@ -46,7 +47,7 @@ class TooMuch(SecurityError):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """A jinja2 environment for chat templates; one rendering at a time."""
+    """A jinja2 environment for chat templates; renderings wait for one another."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -68,11 +69,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         del self.globals["lipsum"]
         self._steps, self._deadline = 0, 0.0
+        self._rendering = threading.Lock()  # the count is one rendering's
 
     def render(self, template: jinja2.Template, values: Mapping[str, object]) -> str:
         """The text that the template makes of `values`. Raises whatever the template causes."""
-        self._steps, self._deadline = 0, time.monotonic() + _MAX_SECONDS
-        return template.render(values)
+        with self._rendering:
+            self._steps, self._deadline = 0, time.thread_time() + _MAX_SECONDS
+            return template.render(values)
 
     def concat(self, parts: Iterable[str]) -> str:
         """What jinja joins every piece of output with."""
@@ -93,11 +96,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise TooMuch(f"it makes a text of {len(value):,} characters")
         return value
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        """Reaching for Python's insides is an error at once; jinja's own would print nothing."""
+        raise SecurityError(f"it reaches for {attribute!r}")
+
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self._step()
-        owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str) and __obj.__name__ in _GROWING:
-            _check_growth(__obj.__name__, [owner, *args, *kwargs.values()])
+        method = getattr(__obj, "__wrapped__", __obj)  # jinja wraps `format`
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str) and method.__name__ in _GROWING:
+            _check_growth(method.__name__, [owner, *args, *kwargs.values()])
         return __self.bounded(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -125,7 +133,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._steps += 1
         if self._steps > _MAX_STEPS:
             raise TooMuch(f"it takes more than {_MAX_STEPS:,} steps")
-        if time.monotonic() > self._deadline:
+        if time.thread_time() > self._deadline:
             raise TooMuch(f"it takes longer than {_MAX_SECONDS:.0f} s")
 
 
@@ -146,7 +154,9 @@ class _CountingCode(CodeGenerator):
 class _Generation(Extension):
     """`{% generation %}…{% endgeneration %}` marks text for training; here it is just text."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -36,6 +36,15 @@ DEEPSEEK_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
 )
 
+# What DeepSeek-V2 expects: its vocabulary has no markers for the speakers.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ m.content ~ '\n\n' }}"
+    "{% elif m.role == 'user' %}{{ 'User: ' ~ m.content ~ '\n\n' }}"
+    "{% elif m.role == 'assistant' %}{{ 'Assistant: ' ~ m.content ~ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
 
 class ChatMessage(Protocol):
     """What a template needs of a message: who speaks, and the text."""
@@ -55,7 +64,8 @@ class Prompt:
 
 
 class ChatTemplate:
-    """One model's chat template. `source` None or empty: DeepSeek's (`DEEPSEEK_TEMPLATE`).
+    """One model's chat template. `source` None or empty: DeepSeek's own, with markers for the
+    speakers where the vocabulary has them (`DEEPSEEK_TEMPLATE`), else `PLAIN_TEMPLATE`.
 
     `reasons`: the model thinks first. That is so when its template knows of `</think>`, or, where
     the file has no template, when its vocabulary has `<think>`. Only then is a thought opened that
@@ -65,7 +75,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
-        self.source = source or DEEPSEEK_TEMPLATE
+        marked = tokenizer.token_id(_ASSISTANT) is not None
+        self.source = source or (DEEPSEEK_TEMPLATE if marked else PLAIN_TEMPLATE)
         self.reasons = END_THINK in source if source else tokenizer.token_id(THINK) is not None
         self._tokenizer = tokenizer
         self._sandbox = Sandbox()

@@ -11,19 +11,18 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from localr1.errors import BadFile, ModelNotFound, Unsupported
-from localr1.models.pretokenizers import pretokenizer_of
+from localr1.errors import BadFile
+from localr1.models.vocabulary import Vocabulary, folder_vocabulary, gguf_vocabulary
 
-# tokenizer.ggml.token_type
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
+# What reading a list as a number, or a missing field, comes to in a damaged file.
+_WRONG_SHAPE = (TypeError, ValueError, LookupError, AttributeError, OverflowError)
 
 # Markers that end a reply even when the file forgets to call them its end (files of many hands).
 _END_MARKERS = frozenset(
@@ -51,30 +50,6 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a file says about its tokens, whichever kind of file it is.
-
-    texts: token id -> text as the file writes it (byte alphabet, or a marker itself); "" = unused.
-    words: the texts that merges may produce -> id. merges: pairs, best first.
-    markers: text -> id of the added tokens, recognised only with `special=True`; `literals`: those
-    that are ordinary text, recognised always. pre_tokenizer, normalizer: tokenizer.json sections.
-    """
-
-    texts: list[str]
-    words: dict[str, int]
-    merges: list[tuple[str, str]]
-    markers: dict[str, int]
-    literals: dict[str, int]
-    pre_tokenizer: Mapping[str, object] | None
-    normalizer: Mapping[str, object] | None = None
-    ignore_merges: bool = False
-    bos_id: int | None = None
-    eos_id: int | None = None
-    add_bos: bool = False
-    stop_ids: frozenset[int] = field(default_factory=frozenset)
-
-
 class Tokenizer:
     """One model's tokenizer. `n_vocab` ids; `bos_id` and `eos_id` may be None.
 
@@ -98,16 +73,16 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """From `tokenizer.ggml.*`; BadFile or Unsupported say what is missing or unknown."""
         try:
-            return cls(_gguf_vocabulary(metadata))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            return cls(gguf_vocabulary(metadata))
+        except _WRONG_SHAPE as error:
             raise _damaged(error) from error
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Tokenizer:
         """From `tokenizer.json` and the configs beside it in a Hugging Face folder."""
         try:
-            return cls(_folder_vocabulary(Path(path)))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            return cls(folder_vocabulary(Path(path)))
+        except _WRONG_SHAPE as error:
             raise _damaged(error) from error
 
     def token_id(self, text: str) -> int | None:
@@ -213,17 +188,9 @@ def _damaged(error: Exception) -> BadFile:
     )
 
 
-def _is_literal(text: str) -> bool:
-    """Whether an added token is text rather than a marker: one character, or only white space.
-
-    DeepSeek's first tokenisers add letters such as `ö`; other vocabularies add runs of spaces.
-    """
-    return len(text) == 1 or text.isspace()
-
-
 def _build(v: Vocabulary) -> tokenizers.Tokenizer:
     """The library's tokenizer, knowing no marker, so that no text can spell one."""
-    skeleton = {
+    skeleton: dict[str, object] = {
         "version": "1.0",
         "added_tokens": [],
         "normalizer": v.normalizer,
@@ -240,120 +207,3 @@ def _build(v: Vocabulary) -> tokenizers.Tokenizer:
         raise _damaged(error) from error
     built.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in v.literals])
     return built
-
-
-def _gguf_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
-    kind = metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise Unsupported(
-            f"the model's tokenizer is of kind {kind!r}; we read byte-level BPE ('gpt2') only",
-            "DeepSeek-R1, its distilled models and their GGUF files all have it",
-        )
-    pre = pretokenizer_of(str(metadata.get("tokenizer.ggml.pre", "default")))
-    texts = [str(text) for text in _required(metadata, "tokenizer.ggml.tokens")]
-    types = [int(t) for t in metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(texts))]
-    if len(types) != len(texts):
-        raise BadFile(
-            f"the file lists {len(texts)} tokens but {len(types)} token types",
-            "the file is damaged; get it again",
-        )
-    added = {t: i for i, t in enumerate(texts) if t and types[i] in (_CONTROL, _USER_DEFINED)}
-    literals = {t: i for t, i in added.items() if types[i] == _USER_DEFINED and _is_literal(t)}
-    # A marker among the words can only do harm where a whole word is looked up before merging.
-    words = {t: i for i, t in enumerate(texts) if not (pre.ignore_merges and t in added)}
-    merges = [_pair(merge) for merge in _required(metadata, "tokenizer.ggml.merges")]
-
-    def token(name: str) -> int | None:
-        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return int(value) if value is not None and 0 <= int(value) < len(texts) else None
-
-    stops = (token(name) for name in ("eos", "eot", "eom"))
-    return Vocabulary(
-        texts=["" if types[i] == _UNUSED else t for i, t in enumerate(texts)],
-        words=words,
-        merges=merges,
-        markers={t: i for t, i in added.items() if t not in literals},
-        literals=literals,
-        pre_tokenizer=pre.as_json(),
-        normalizer={"type": "NFC"} if pre.nfc else None,
-        ignore_merges=pre.ignore_merges,
-        bos_id=token("bos"),
-        eos_id=token("eos"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-        stop_ids=frozenset(i for i in stops if i is not None),
-    )
-
-
-def _required(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
-    if key not in metadata:
-        raise BadFile(f"the file has no {key}", "it is not a whole model; get it again")
-    value: Sequence[Any] = metadata[key]
-    if isinstance(value, (str, int, float)):
-        raise BadFile(f"{key} is not a list", "the file is damaged; get it again")
-    return value
-
-
-def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge  # ValueError if not two
-    return left, right
-
-
-def _folder_vocabulary(folder: Path) -> Vocabulary:
-    spec = _read_json(folder / "tokenizer.json", required=True)
-    model = spec.get("model", {})
-    if model.get("type", "BPE") != "BPE" or "ByteLevel" not in json.dumps(spec.get("decoder")):
-        raise Unsupported(
-            f"the tokenizer in {folder} is not byte-level BPE",
-            "DeepSeek-R1 and its distilled models have it; a GGUF file may hold another form",
-        )
-    config = _read_json(folder / "tokenizer_config.json")
-    generation = _read_json(folder / "generation_config.json")
-    hf = _read_json(folder / "config.json")
-    words: dict[str, int] = model["vocab"]
-    added = {str(t["content"]): int(t["id"]) for t in spec.get("added_tokens", [])}
-    control = {t["content"] for t in spec.get("added_tokens", []) if t["special"]}
-    literals = {t: i for t, i in added.items() if t not in control and _is_literal(t)}
-    size = max([*words.values(), *added.values(), int(hf.get("vocab_size", 0)) - 1]) + 1
-    texts = [""] * size
-    for text, i in (*words.items(), *added.items()):
-        texts[i] = text
-
-    def token(name: str) -> int | None:
-        value = config.get(f"{name}_token")
-        text = value.get("content") if isinstance(value, dict) else value
-        by_id = generation.get(f"{name}_token_id", hf.get(f"{name}_token_id"))
-        return added.get(str(text), by_id if isinstance(by_id, int) else None)
-
-    ends = generation.get("eos_token_id", hf.get("eos_token_id", []))
-    return Vocabulary(
-        texts=texts,
-        words=words,
-        merges=[_pair(merge) for merge in model["merges"]],
-        markers={t: i for t, i in added.items() if t not in literals},
-        literals=literals,
-        pre_tokenizer=spec.get("pre_tokenizer"),
-        normalizer=spec.get("normalizer"),
-        ignore_merges=bool(model.get("ignore_merges", False)),
-        bos_id=token("bos"),
-        eos_id=token("eos"),
-        add_bos=bool(config.get("add_bos_token", False)),
-        stop_ids=frozenset(ends if isinstance(ends, list) else [ends]),
-    )
-
-
-def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; {} when it is absent and not required."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not required:
-            return {}
-        raise ModelNotFound(
-            f"the folder {path.parent} has no {path.name}",
-            "take the model's whole folder, or a GGUF file (it holds the tokenizer itself)",
-        ) from None
-    except ValueError as error:
-        raise BadFile(f"{path} is not valid JSON: {error}", "get the file again") from error
-    if not isinstance(content, dict):
-        raise BadFile(f"{path} does not hold a JSON object", "get the file again")
-    return content

@@ -178,6 +178,14 @@ def test_files_we_cannot_use_are_refused(
         ("[]", BadFile),
         ('{"model": {"type": "Unigram"}}', Unsupported),
         ('{"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}}', BadFile),
+        ('{"model": {"vocab": {"a": -5}, "merges": []}, "decoder": "ByteLevel"}', BadFile),
+        ('{"model": {"vocab": {"a": 99999999999}, "merges": []}, "decoder": "ByteLevel"}', BadFile),
+        ('{"model": {"vocab": {"a": 0}, "merges": ["a b"]}, "decoder": "ByteLevel"}', BadFile),
+        (
+            '{"model": {"vocab": {"a": 0}, "merges": []}, "decoder": "ByteLevel",'
+            ' "added_tokens": [{"content": "<m>", "id": 1, "special": true, "lstrip": true}]}',
+            Unsupported,
+        ),
     ],
 )
 def test_folders_we_cannot_use_are_refused(
