@@ -193,14 +193,21 @@ def test_ctrl_c_at_random_moments_keeps_the_history_whole() -> None:
     moments = random.Random(1)
     session = Session(FakeLLM([[READING, *SUM]], delay=0.0005))
     for _ in range(30):
-        shown = []
-        with stop_on_interrupt(session.stop):
+        shown, asked = [], threading.Event()
+
+        def stop(session: Session = session, asked: threading.Event = asked) -> None:
+            asked.set()
+            session.stop()
+
+        with stop_on_interrupt(stop):
             keys = interrupt_after(moments.uniform(0, 0.01), 1)
             try:
                 for event in session.reply("sum"):
                     shown.append(event)
             finally:
-                keys.join()  # the signal arrives while our handler is in place
+                keys.join()
+                while not asked.is_set():  # a sent signal need not have arrived yet
+                    time.sleep(0.001)
         assert isinstance(shown[-1], Done)
         assert_well_formed(session)
         if text(shown, Reasoning):
@@ -215,7 +222,7 @@ def test_twice_ctrl_c_at_random_moments_raises_and_keeps_the_history_whole() -> 
         with pytest.raises(SecondInterrupt), stop_on_interrupt(session.stop):
             keys = interrupt_after(moments.uniform(0.001, 0.004), 2)
             list(session.reply("sum"))
-            keys.join()
+            time.sleep(10)  # the reply has ended at the first press; the second ends this
         keys.join()
         assert_well_formed(session)
 
