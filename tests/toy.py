@@ -152,15 +152,21 @@ def _to_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.view(padded.shape)[:rows, :cols].contiguous(), scale
 
 
-def hf_folder_from_gguf(path: Path, out: Path, mtp: bool = False) -> Path:
-    """A HF folder in bfloat16 with the dequantised weights of tiny-r1 or another V3 GGUF.
+def hf_folder_from_gguf(
+    path: Path, out: Path, mtp: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> Path:
+    """A HF folder in `dtype` with the dequantised weights of tiny-r1 or another V3 GGUF.
 
     `mtp` keeps the multi-token-prediction layer, with its own copy of embedding and head as
     DeepSeek stores it.
     """
     source = GGUFFile.open(path)
     c = ModelConfig.from_gguf(source.metadata, source.tensors)
-    tensors = dict(_hf_tensors(source, c, c.n_layers + (c.n_mtp_layers if mtp else 0)))
+    n_blocks = c.n_layers + (c.n_mtp_layers if mtp else 0)
+    tensors = {
+        name: (weight if name.endswith("bias") else weight.to(dtype)).contiguous()
+        for name, weight in _hf_tensors(source, c, n_blocks)
+    }
     for layer in range(c.n_layers, c.n_layers + (c.n_mtp_layers if mtp else 0)):
         copies = {
             "embed_tokens.weight": "model.embed_tokens.weight",
@@ -170,7 +176,11 @@ def hf_folder_from_gguf(path: Path, out: Path, mtp: bool = False) -> Path:
             tensors.setdefault(f"model.layers.{layer}.{name}", tensors[original].clone())
     out.mkdir(parents=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    values = _hf_config(c, source.metadata) | {"num_nextn_predict_layers": mtp * c.n_mtp_layers}
+    values = _hf_config(c, source.metadata)
+    values |= {
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "num_nextn_predict_layers": mtp * c.n_mtp_layers,
+    }
     (out / "config.json").write_text(json.dumps(values, indent=1))
     _copy_tokenizer(out)
     return out
@@ -192,9 +202,8 @@ def _hf_tensors(
         else:
             hf, values = table[key], source[name].dequantize().reshape(source.tensors[name].shape)
         weight = torch.from_numpy(values)
-        weight = weight if hf.endswith("bias") else weight.bfloat16()
         if "{e}" not in hf:
-            yield hf.format(n=layer), weight.contiguous()
+            yield hf.format(n=layer), weight
             continue
         for e in range(weight.shape[0]):
             yield hf.format(n=layer, e=e), weight[e].clone()
@@ -222,7 +231,6 @@ def _hf_config(c: ModelConfig, metadata: dict[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
         "model_type": "deepseek_v3",
-        "torch_dtype": "bfloat16",
         "vocab_size": c.vocab_size,
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,
