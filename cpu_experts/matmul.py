@@ -17,7 +17,16 @@ from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32, store
 from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
 from cpu_experts.quantise import prepare_rows
 from cpu_experts.tensor import (
-    AUX, BASES, COLS, COUNT, KIND, N_ROWS, ROWS_KERNEL, STRIDE, TILES_KERNEL, QuantTensor,
+    AUX,
+    BASES,
+    COLS,
+    COUNT,
+    KIND,
+    N_ROWS,
+    ROWS_KERNEL,
+    STRIDE,
+    TILES_KERNEL,
+    QuantTensor,
 )
 from cpu_experts.workspace import WORKSPACE
 
@@ -117,9 +126,15 @@ def _transposed_item(job, item, slot, scratch):
             (
                 load_i64(load_i64(weight + 8 * BASES) + 8 * item),
                 load_i64(weight + 8 * STRIDE),
-                r, 1, cols,
+                r,
+                1,
+                cols,
                 load_i64(load_i64(weight + 8 * AUX) + 8 * item),
-                0, 0, row, 0, scratch,
+                0,
+                0,
+                row,
+                0,
+                scratch,
             ),
         )
         for t in range(n_tokens):

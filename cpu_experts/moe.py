@@ -21,7 +21,7 @@ from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import c_function, entry
 from cpu_experts.layout import row_stride
 from cpu_experts.matmul import check_out, kernel_for, rows_per_item
-from cpu_experts.memory import call_kernel, load_f32, load_i32, load_i64, store_f32, store_i64
+from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32, store_i64
 from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
 from cpu_experts.quantise import prepare_rows, quantise_part
 from cpu_experts.tensor import AUX, BASES, COLS, COUNT, KIND, N_ROWS, STRIDE
@@ -33,8 +33,24 @@ _TINY = 1 << 17
 _row_stride = row_stride.py_func
 
 # Fields of the job, int64 each.
-(_GATE, _UP, _DOWN, _GROUPS, _N_GROUPS, _PAIRS, _GATE_TABLE, _UP_TABLE, _H, _H_STRIDE, _H_TABLE,
- _OUT, _TOKENS, _WEIGHTS, _DOWN_RUN, _SLOTS) = range(16)
+(
+    _GATE,
+    _UP,
+    _DOWN,
+    _GROUPS,
+    _N_GROUPS,
+    _PAIRS,
+    _GATE_TABLE,
+    _UP_TABLE,
+    _H,
+    _H_STRIDE,
+    _H_TABLE,
+    _OUT,
+    _TOKENS,
+    _WEIGHTS,
+    _DOWN_RUN,
+    _SLOTS,
+) = range(16)
 JOB_BYTES = 128
 # A group: (expert, first pair, pairs).
 _GROUP_BYTES = 24
@@ -202,8 +218,22 @@ def _moe(x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, 
     threads = thread_count(pool)
     step = min(ROW_RUN, rows_per_item(hidden, load_i64(down + 8 * STRIDE) * n_groups, threads))
     fields = (
-        gate, up, down, groups, n_groups, pairs, gates, ups, h, h_stride, hs,
-        np.int64(out.ctypes.data), n_tokens, np.int64(weights.ctypes.data), step, slots,
+        gate,
+        up,
+        down,
+        groups,
+        n_groups,
+        pairs,
+        gates,
+        ups,
+        h,
+        h_stride,
+        hs,
+        np.int64(out.ctypes.data),
+        n_tokens,
+        np.int64(weights.ctypes.data),
+        step,
+        slots,
     )
     for i in range(len(fields)):
         store_i64(work + 8 * i, fields[i])

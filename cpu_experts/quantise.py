@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from cpu_experts.formats import FLOAT, Q8_32
-from cpu_experts.layout import row_stride, scales_offset, sums16_offset, sums32_offset
+from cpu_experts.layout import padded, row_stride, scales_offset, sums16_offset, sums32_offset
 from cpu_experts.memory import load_f32, load_i8, store_f32, store_i8, store_i16, store_i64
 
 
@@ -47,6 +47,12 @@ def _store_sums(values, sums16, sums32):
 
 
 @njit(error_model="numpy")
+def _clear(target, n):
+    for i in range(n):
+        store_i8(target + i, 0)
+
+
+@njit(error_model="numpy")
 def quantise_part(kind, x, start, n, cols, out):
     """Columns `start` to `start + n` (whole blocks), float32 at `x`, into the row of `cols` at `out`."""
     if kind == FLOAT:
@@ -62,7 +68,12 @@ def quantise_part(kind, x, start, n, cols, out):
     for b in range(start // block, (start + n) // block):
         source = x + 4 * (b * block - start)
         _quantise_block(source, block, out + b * block, scales + 4 * b)
-    for s in range(start // 32, (start + n) // 32):
+    end = start + n
+    if end == cols and end % 256:
+        _clear(out + end, padded(cols) - end)
+        _clear(scales + end // block * 4, (padded(cols) - end) // block * 4)
+        end = padded(cols)
+    for s in range(start // 32, end // 32):
         _store_sums(out + 32 * s, sums16 + 4 * s, sums32 + 2 * s)
 
 

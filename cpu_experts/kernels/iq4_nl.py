@@ -9,7 +9,16 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.q4_0 import nibbles
+from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.vectors import (
+    bytes_constant,
+    load_f16_strided,
+    look_up_bytes,
+    multiply256,
+    splat_float256,
+)
 
 BLOCK, BYTES, SUB = 32, 18, 32
 
@@ -38,5 +47,59 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_TABLE = bytes_constant([int(value) + 128 for value in CODEBOOK] * 4)
+
+
+@register_jitable
+def code_values(first, second):
+    """The 64 values of two runs of 16 bytes of codes, plus 128."""
+    return look_up_bytes(_TABLE(), nibbles(first, second))
+
+
+@register_jitable
+def unpack_vectors(blocks):
+    """8 blocks: weights plus 128 as bytes, scales, and corrections that take the 128 off."""
+    u0 = code_values(blocks + 2, blocks + 20)
+    u1 = code_values(blocks + 38, blocks + 56)
+    u2 = code_values(blocks + 74, blocks + 92)
+    u3 = code_values(blocks + 110, blocks + 128)
+    d = load_f16_strided(blocks, BYTES)
+    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_scaled(
+        unpack_vectors,
+        BLOCK,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

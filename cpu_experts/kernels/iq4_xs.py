@@ -9,9 +9,19 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
-from cpu_experts.kernels.iq4_nl import CODEBOOK
+from cpu_experts.kernels.iq4_nl import CODEBOOK, code_values
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.memory import load_f16, load_u8, load_u16, store_f32, store_i8
+from cpu_experts.kernels.vnni import rows_scaled
+from cpu_experts.memory import load_f16, load_i32, load_u8, load_u16, store_f32, store_i8
+from cpu_experts.vectors import (
+    bytes_to_floats,
+    deposit_bits,
+    multiply256,
+    splat_float256,
+)
+from cpu_experts.vectors import (
+    load_f16 as load_half,
+)
 
 BLOCK, BYTES, SUB = 256, 136, 32
 
@@ -39,5 +49,55 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_SCALES = bytes_to_floats(32)
+
+
+@register_jitable
+def unpack_vectors(block):
+    """256 weights plus 128 as bytes, scales, and corrections that take the 128 off."""
+    u0 = code_values(block + 8, block + 24)
+    u1 = code_values(block + 40, block + 56)
+    u2 = code_values(block + 72, block + 88)
+    u3 = code_values(block + 104, block + 120)
+    low = deposit_bits(load_i32(block + 4) & 0xFFFFFFFF, 0x0F0F0F0F0F0F0F0F)
+    high = deposit_bits(load_u16(block + 2), 0x0303030303030303)
+    d = multiply256(_SCALES(low | high << 4), splat_float256(load_half(block)))
+    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_scaled(
+        unpack_vectors,
+        BLOCK,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

@@ -24,7 +24,9 @@ SCALES, MINIMA = 256, 512  # offsets in scratch: values, then 16 scales, then 16
 
 
 @njit(error_model="numpy")
-def dequantise(unpack, block, block_bytes, sub, w, stride, row0, n_rows, cols, out, out_stride, tmp):
+def dequantise(
+    unpack, block, block_bytes, sub, w, stride, row0, n_rows, cols, out, out_stride, tmp
+):
     """Rows as float32 at `out`, with exactly gguf-py's roundings: (d * scale) * q - minimum."""
     for r in range(n_rows):
         source = w + (row0 + r) * stride
@@ -48,8 +50,22 @@ def _dot_int8(a, b, n):
 
 
 @njit(error_model="numpy")
-def rows_quantised(unpack, block, block_bytes, sub, w, stride, row0, n_rows, cols, acts, n_tokens,
-                   out, out_stride, tmp):
+def rows_quantised(
+    unpack,
+    block,
+    block_bytes,
+    sub,
+    w,
+    stride,
+    row0,
+    n_rows,
+    cols,
+    acts,
+    n_tokens,
+    out,
+    out_stride,
+    tmp,
+):
     """out[t, r] = row r . activation t, for int8 activations in blocks of `block`."""
     sums = sums16_offset(cols, block) if sub == 16 else sums32_offset(cols, block)
     n_sub = block // sub

@@ -12,7 +12,21 @@ from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.kernels.vnni import rows_integer
+from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.vectors import (
+    bytes_to_words,
+    load_twice256,
+    mask_bytes,
+    or_,
+    shift_left16,
+    shift_left16_256,
+    shift_right16,
+    spread_words,
+)
+from cpu_experts.vectors import (
+    load_f16 as load_half,
+)
 
 BLOCK, BYTES, SUB = 256, 110, 16
 
@@ -46,5 +60,74 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_PAIR, _THIRD = mask_bytes(3), mask_bytes(4)
+_FIRST, _SECOND = shift_right16(0, 0, 2, 2), shift_right16(4, 4, 6, 6)
+# The p-th 32 values find their third bit in bit p: these bring bits 2i and 2i + 1 to bit 2.
+_HIGH0, _HIGH1 = shift_left16(2, 2, 1, 1), shift_right16(0, 0, 1, 1)
+_HIGH2, _HIGH3 = shift_right16(2, 2, 3, 3), shift_right16(4, 4, 5, 5)
+_WORDS, _TIMES4 = bytes_to_words(32), shift_left16_256(2)
+_SPREAD0, _SPREAD1, _SPREAD2, _SPREAD3 = (
+    spread_words([4 * i + lane // 4 for lane in range(16)]) for i in range(4)
+)
+
+
+@register_jitable
+def unpack_vectors(block):
+    """256 weights as bytes 0-7 (4 too much), scales spread to where they are used."""
+    high = load_twice256(block)
+    q, p = load_twice256(block + 32), load_twice256(block + 64)
+    u0 = or_(_PAIR(_FIRST(q)), _THIRD(_HIGH0(high)))
+    u1 = or_(_PAIR(_SECOND(q)), _THIRD(_HIGH1(high)))
+    u2 = or_(_PAIR(_FIRST(p)), _THIRD(_HIGH2(high)))
+    u3 = or_(_PAIR(_SECOND(p)), _THIRD(_HIGH3(high)))
+    scales, d = _unpack_scales(block + 96), load_half(block + 108)
+    s0, s1, s2, s3 = _SPREAD0(scales), _SPREAD1(scales), _SPREAD2(scales), _SPREAD3(scales)
+    return u0, u1, u2, u3, s0, s1, s2, s3, _TIMES4(scales), d, d
+
+
+@register_jitable
+def _unpack_scales(packed):
+    """The 12 bytes of 6-bit scales as 16 int16, 32 taken off."""
+    low, high = load_i64(packed), load_i32(packed + 8) & 0xFFFFFFFF
+    # Four bytes of bit pairs: pair k of byte j belongs to scale 4k + j.
+    first = (high & 0x03030303) | (high >> 2 & 0x03030303) << 32
+    second = (high >> 4 & 0x03030303) | (high >> 6 & 0x03030303) << 32
+    low_mask = 0x0F0F0F0F0F0F0F0F
+    return _WORDS((low & low_mask) | first << 4, (low >> 4 & low_mask) | second << 4)
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_integer(
+        unpack_vectors,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

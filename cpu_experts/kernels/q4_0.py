@@ -8,7 +8,16 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.vectors import (
+    load_doubled16,
+    load_f16_strided,
+    mask_bytes,
+    multiply256,
+    shift_right16,
+    splat_float256,
+)
 
 BLOCK, BYTES, SUB = 32, 18, 32
 
@@ -31,5 +40,60 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_NIBBLES = shift_right16(0, 4, 0, 4)  # 16 bytes twice: low nibbles, then high ones
+_LOW = mask_bytes(15)
+
+
+@register_jitable
+def nibbles(first, second):
+    """The 32 + 32 values of two runs of 16 bytes."""
+    return _LOW(_NIBBLES(load_doubled16(first, second)))
+
+
+@register_jitable
+def unpack_vectors(blocks):
+    """8 blocks: weights plus 8 as bytes, scales, and corrections that take the 8 off."""
+    u0 = nibbles(blocks + 2, blocks + 20)
+    u1 = nibbles(blocks + 38, blocks + 56)
+    u2 = nibbles(blocks + 74, blocks + 92)
+    u3 = nibbles(blocks + 110, blocks + 128)
+    d = load_f16_strided(blocks, BYTES)
+    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-8.0))
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_scaled(
+        unpack_vectors,
+        BLOCK,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

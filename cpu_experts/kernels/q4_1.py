@@ -8,7 +8,10 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.q4_0 import nibbles
+from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.vectors import load_f16_strided
 
 BLOCK, BYTES, SUB = 32, 20, 32
 
@@ -31,5 +34,51 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+
+
+@register_jitable
+def unpack_vectors(blocks):
+    """8 blocks: bytes, scales, and the minima as corrections."""
+    u0 = nibbles(blocks + 4, blocks + 24)
+    u1 = nibbles(blocks + 44, blocks + 64)
+    u2 = nibbles(blocks + 84, blocks + 104)
+    u3 = nibbles(blocks + 124, blocks + 144)
+    return u0, u1, u2, u3, load_f16_strided(blocks, BYTES), load_f16_strided(blocks + 2, BYTES)
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_scaled(
+        unpack_vectors,
+        BLOCK,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

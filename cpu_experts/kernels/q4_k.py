@@ -11,7 +11,20 @@ from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.kernels.vnni import rows_integer
+from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.vectors import (
+    bytes_constant,
+    load_twice256,
+    look_up_bytes,
+    low_half,
+    mask_bytes,
+    shift_right16,
+    splat_8_bytes,
+)
+from cpu_experts.vectors import (
+    load_f16 as load_half,
+)
 
 BLOCK, BYTES, SUB = 256, 144, 32
 
@@ -47,5 +60,75 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_NIBBLES = shift_right16(0, 0, 4, 4)  # the same 32 bytes twice: low nibbles, then high ones
+_LOW = mask_bytes(15)
+_SCALES = [
+    bytes_constant(([2 * i] + [128] * 3) * 8 + ([2 * i + 1] + [128] * 3) * 8) for i in range(4)
+]
+_SCALES0, _SCALES1, _SCALES2, _SCALES3 = _SCALES
+# Every minimum twice, as int16: it meets the sums of 16.
+_MINIMA = bytes_constant([v for i in range(8) for v in (i, 128, i, 128)] * 2)
+
+
+@register_jitable
+def unpack_vectors(block):
+    """256 weights as bytes 0-15, scales and minima spread to where they are used."""
+    u0, u1 = _LOW(_NIBBLES(load_twice256(block + 16))), _LOW(_NIBBLES(load_twice256(block + 48)))
+    u2, u3 = _LOW(_NIBBLES(load_twice256(block + 80))), _LOW(_NIBBLES(load_twice256(block + 112)))
+    s0, s1, s2, s3, minima = unpack_scales(block + 4)
+    return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block), load_half(block + 2)
+
+
+@register_jitable
+def unpack_scales(packed):
+    """The 12 bytes of scales and minima: four vectors of scales, 16 int16 of minima."""
+    ab = load_i64(packed)
+    a, b, c = ab & 0xFFFFFFFF, (ab >> 32) & 0xFFFFFFFF, load_i32(packed + 8) & 0xFFFFFFFF
+    high = (c & 0x0F0F0F0F) | (a >> 2 & 0x30303030)
+    scales = splat_8_bytes((a & 0x3F3F3F3F) | high << 32)
+    high = (c >> 4 & 0x0F0F0F0F) | (b >> 2 & 0x30303030)
+    minima = splat_8_bytes((b & 0x3F3F3F3F) | high << 32)
+    return (
+        look_up_bytes(scales, _SCALES0()),
+        look_up_bytes(scales, _SCALES1()),
+        look_up_bytes(scales, _SCALES2()),
+        look_up_bytes(scales, _SCALES3()),
+        low_half(look_up_bytes(minima, _MINIMA())),
+    )
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_integer(
+        unpack_vectors,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

@@ -5,10 +5,14 @@ weight = d * (q - 16); value i has bit i of the high word.
 
 from __future__ import annotations
 
+import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.q4_0 import nibbles
+from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, store_f32, store_i8
+from cpu_experts.vectors import load_f16_strided, multiply256, set_where, splat_float256
 
 BLOCK, BYTES, SUB = 32, 22, 32
 
@@ -32,5 +36,60 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_FIFTH = set_where(16)
+
+
+@register_jitable
+def values_of_5_bits(first, second):
+    """The 64 values of two blocks, from their nibbles and the high words before them."""
+    bits = (load_i32(first - 4) & 0xFFFFFFFF) | np.int64(load_i32(second - 4)) << 32
+    return _FIFTH(nibbles(first, second), bits)
+
+
+@register_jitable
+def unpack_vectors(blocks):
+    """8 blocks: weights plus 16 as bytes, scales, and corrections that take the 16 off."""
+    u0 = values_of_5_bits(blocks + 6, blocks + 28)
+    u1 = values_of_5_bits(blocks + 50, blocks + 72)
+    u2 = values_of_5_bits(blocks + 94, blocks + 116)
+    u3 = values_of_5_bits(blocks + 138, blocks + 160)
+    d = load_f16_strided(blocks, BYTES)
+    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-16.0))
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_scaled(
+        unpack_vectors,
+        BLOCK,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

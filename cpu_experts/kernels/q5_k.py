@@ -10,8 +10,19 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.q4_k import scale_and_minimum
+from cpu_experts.kernels.q4_k import scale_and_minimum, unpack_scales
+from cpu_experts.kernels.vnni import rows_integer
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.vectors import (
+    load_f16 as load_half,
+)
+from cpu_experts.vectors import (
+    load_twice256,
+    mask_bytes,
+    or_,
+    shift_left16,
+    shift_right16,
+)
 
 BLOCK, BYTES, SUB = 256, 176, 32
 
@@ -37,5 +48,57 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_NIBBLES = shift_right16(0, 0, 4, 4)  # the same 32 bytes twice: low nibbles, then high ones
+_LOW, _FIFTH = mask_bytes(15), mask_bytes(16)
+# Sub-block s finds its fifth bit in bit s: these bring bits 2i and 2i + 1 to bit 4.
+_HIGH0, _HIGH1 = shift_left16(4, 4, 3, 3), shift_left16(2, 2, 1, 1)
+_HIGH2, _HIGH3 = shift_right16(0, 0, 1, 1), shift_right16(2, 2, 3, 3)
+
+
+@register_jitable
+def unpack_vectors(block):
+    """256 weights as bytes 0-31, scales and minima spread to where they are used."""
+    high, q = load_twice256(block + 16), block + 48
+    u0 = or_(_LOW(_NIBBLES(load_twice256(q))), _FIFTH(_HIGH0(high)))
+    u1 = or_(_LOW(_NIBBLES(load_twice256(q + 32))), _FIFTH(_HIGH1(high)))
+    u2 = or_(_LOW(_NIBBLES(load_twice256(q + 64))), _FIFTH(_HIGH2(high)))
+    u3 = or_(_LOW(_NIBBLES(load_twice256(q + 96))), _FIFTH(_HIGH3(high)))
+    s0, s1, s2, s3, minima = unpack_scales(block + 4)
+    return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block), load_half(block + 2)
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_integer(
+        unpack_vectors,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

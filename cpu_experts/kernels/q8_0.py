@@ -5,7 +5,15 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i8, store_f32, store_i8
+from cpu_experts.vectors import (
+    flip_bytes,
+    load_f16_strided,
+    load_halves,
+    multiply256,
+    splat_float256,
+)
 
 BLOCK, BYTES, SUB = 32, 34, 32
 
@@ -26,5 +34,53 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
-    rows_quantised(unpack, BLOCK, BYTES, SUB, w, stride, row0, n_rows, cols, acts, n_tokens, out,
-                   out_stride, scratch)
+    rows_quantised(
+        unpack,
+        BLOCK,
+        BYTES,
+        SUB,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# The avx512_vnni tier.
+_UNSIGNED = flip_bytes(128)
+
+
+@register_jitable
+def unpack_vectors(blocks):
+    """8 blocks: weights plus 128 as bytes, scales, and corrections that take the 128 off."""
+    u0 = _UNSIGNED(load_halves(blocks + 2, blocks + 36))
+    u1 = _UNSIGNED(load_halves(blocks + 70, blocks + 104))
+    u2 = _UNSIGNED(load_halves(blocks + 138, blocks + 172))
+    u3 = _UNSIGNED(load_halves(blocks + 206, blocks + 240))
+    d = load_f16_strided(blocks, BYTES)
+    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_scaled(
+        unpack_vectors,
+        BLOCK,
+        BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
