@@ -31,7 +31,6 @@ class ModelEntry:
     aliases: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256
-    card: str = ""
 
     @property
     def path(self) -> Path | None:

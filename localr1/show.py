@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections import defaultdict
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from localr1.errors import LocalR1Error
@@ -85,7 +86,7 @@ def facts(model: Resolved) -> dict[str, Any]:
         "chat_template": _has_template(source),
         "formats": formats,
         "config": asdict(config),
-        "card": entry.card if entry else "",
+        "card": _card(source.path),
     }
 
 
@@ -122,6 +123,12 @@ def _has_template(source: GGUFFile | HFFolder) -> bool:
     return config.is_file() and bool(json.loads(config.read_bytes()).get("chat_template"))
 
 
+def _card(path: Path) -> str:
+    """What the makers say the model can and cannot do: CARD.md beside its files, or nothing."""
+    card = (path if path.is_dir() else path.parent) / "CARD.md"
+    return card.read_text("utf-8").strip() if card.is_file() else ""
+
+
 def facts_text(model: dict[str, Any]) -> str:
     """The facts for a person."""
     config, rope = model["config"], model["config"]["rope"]
@@ -147,7 +154,7 @@ def facts_text(model: dict[str, Any]) -> str:
         for key, text in rows.items()
         if text
     ]
-    return "\n".join([head, *body, *(["", model["card"].strip()] if model["card"] else [])])
+    return "\n".join([head, *body, *(["", model["card"]] if model["card"] else [])])
 
 
 def _format_line(row: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ class Check:
     file: str
     sha256: str
     expected: str | None
-    source: Literal["models.toml", "first verify"]
+    source: Literal["models.toml", "its first verify"]
     result: Literal["ok", "differs", "noted"]
 
 
@@ -47,8 +47,8 @@ def verify(model: Resolved) -> list[Check]:
         result: Literal["ok", "differs", "noted"] = "noted"
         if expected:
             result = "ok" if expected == sums[path] else "differs"
-        source: Literal["models.toml", "first verify"]
-        source = "models.toml" if known.get(path.name) else "first verify"
+        source: Literal["models.toml", "its first verify"]
+        source = "models.toml" if known.get(path.name) else "its first verify"
         checks.append(Check(str(path), sums[path], expected, source, result))
     fresh = {check.file: check.sha256 for check in checks if check.result == "noted"}
     if fresh:
@@ -79,8 +79,8 @@ def report(checks: list[Check], as_json: bool) -> int:
         print("noted: no sum was known; the next verify compares with this one", file=sys.stderr)
     if differing:
         names = ", ".join(Path(check.file).name for check in differing)
-        where = " and ".join(sorted({check.source for check in differing}))
-        raise BadFile(f"{names}: not the sum of the {where}", "download the model again")
+        where = " or ".join(sorted({check.source for check in differing}))
+        raise BadFile(f"{names} has another sum than {where} says", "download the model again")
     return 0
 
 
