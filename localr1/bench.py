@@ -23,7 +23,7 @@ import psutil
 import torch
 
 import localr1
-from localr1.engine.load import open_source
+from localr1.engine.load import Source, open_source
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import LocalR1Error
 from localr1.llm import LLM
@@ -34,6 +34,7 @@ ROUNDS = 5
 PREFILL_TOKENS = (32, 512)
 DECODE_TOKENS = 128
 _SET_PER_L3 = 20  # a working set this many times the last cache cannot live in it
+_SET_FOR_SHOW = 4  # enough where the bandwidth is only printed
 _CHUNK_VALUES = 1 << 28  # float32 values of one BLAS call: 1 GiB
 _MOST = 1.02  # a share above this means that the limit was measured badly
 
@@ -66,10 +67,11 @@ def run(model: str, threads: int | None = None) -> dict[str, Any]:
         llm = localr1.load(model, threads=threads, progress=progress.show)
     load_seconds = time.perf_counter() - began
     used = torch.get_num_threads()
-    touched = bytes_per_token(llm)
-    bandwidth, working_set = read_bandwidth(used)
+    source = open_source(llm.path)
+    touched = bytes_per_token(source, llm.config)
     # What fits the cache is not read from RAM, and RAM is then no limit.
-    applies = llm_bytes(llm) > last_cache_bytes()
+    applies = source.nbytes > last_cache_bytes()
+    bandwidth, working_set = read_bandwidth(used, _SET_PER_L3 if applies else _SET_FOR_SHOW)
     decode_limit = bandwidth * 1e9 / touched
     limits = {
         "read_bandwidth": bandwidth,
@@ -103,8 +105,6 @@ def _prompt(llm: LLM, tokens: int, seed: int) -> list[int]:
 
 
 def _seconds_to_read(llm: LLM, ids: list[int]) -> float:
-    llm.engine.cache.truncate(0)
-    llm.engine.ids.clear()
     began = time.perf_counter()
     for _ in llm.engine.prefill(ids):
         pass
@@ -153,9 +153,8 @@ def _decode(llm: LLM, threads: int, limit: float | None) -> Row:
     return Row("decode", "decode", tokens, threads, value, "tokens/s", share)
 
 
-def bytes_per_token(llm: LLM) -> int:
+def bytes_per_token(weights: Source, config: ModelConfig) -> int:
     """Weight bytes that decoding one token reads (the cache of the conversation not counted)."""
-    weights, config = open_source(llm.path), llm.config
     tied = "output.weight" not in weights
     return sum(
         _bytes_read(name, weights[name].nbytes, config)
@@ -174,18 +173,14 @@ def _bytes_read(name: str, nbytes: int, config: ModelConfig) -> int:
     return nbytes
 
 
-def llm_bytes(llm: LLM) -> int:
-    """Size of the model's files in bytes."""
-    return open_source(llm.path).nbytes
-
-
-def read_bandwidth(threads: int) -> tuple[float, int]:
+def read_bandwidth(threads: int, caches: int) -> tuple[float, int]:
     """The best read bandwidth over thread counts, in GB/s, and the working set in bytes.
 
-    A dot product of an array with itself by torch's BLAS: simple, and within some percent of what
-    kernels made for it reach.
+    A dot product with itself, by torch's BLAS, of an array as large as `caches` last-level caches
+    (or a third of the free RAM): simple, and within some percent of what a kernel made for it
+    reaches.
     """
-    wanted = max(_SET_PER_L3 * last_cache_bytes(), 1 << 30)
+    wanted = max(caches * last_cache_bytes(), 1 << 28)
     values = min(wanted, psutil.virtual_memory().available // 3) // 4
     memory = torch.ones(values)
     chunks = memory.split(_CHUNK_VALUES)

@@ -1,0 +1,105 @@
+"""`localr1 bench`: the figures mean what they say; how large they are is not tested."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+import localr1
+from localr1 import bench
+from localr1.errors import LocalR1Error
+from localr1.events import Progress
+from localr1.models.gguf import GGUFFile
+from localr1.progress import ProgressLine, line
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens and a small working set."""
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    monkeypatch.setattr(bench, "PREFILL_TOKENS", (8, 1 << 20))
+    monkeypatch.setattr(bench, "DECODE_TOKENS", 4)
+    monkeypatch.setattr(bench, "last_cache_bytes", lambda: 32 << 20)
+
+
+def test_the_last_line_is_json(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main("tiny-r1", 1, as_json=False)
+    *card, line = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert set(result) == {"machine", "model", "limits", "rows"}
+    assert result["model"] == "tiny-r1"
+    phases = [(row["name"], row["phase"], row["tokens"]) for row in result["rows"]]
+    assert phases == [
+        ("load", "load", 0),
+        ("prefill", "prefill", 8),  # what the context cannot hold is left out
+        ("first token", "prefill", 8),
+        ("decode", "decode", 4),
+    ]
+    assert all(row["value"] > 0 and row["threads"] == 1 for row in result["rows"])
+    assert all(row["share"] is None for row in result["rows"])  # it fits the cache
+    assert "tiny-r1 on " in card[0]
+
+
+def test_a_share_where_the_model_is_larger_than_the_cache(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "last_cache_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(bench, "read_bandwidth", lambda threads, caches: (1000.0, 1 << 30))
+    result = bench.run("tiny-r1", 1)
+    decode = result["rows"][-1]
+    limit = 1000e9 / result["limits"]["bytes_per_token"]
+    assert decode["share"] == pytest.approx(decode["value"] / limit)
+    assert "of the limit" in bench.card(result)
+    monkeypatch.setattr(bench, "read_bandwidth", lambda threads, caches: (1e-6, 1 << 30))
+    with pytest.raises(LocalR1Error, match="measured badly"):
+        bench.run("tiny-r1", 1)
+
+
+def test_bytes_of_a_token() -> None:
+    """Counted by hand: a quarter of the experts, no MTP layer, one row of the embedding."""
+    llm = localr1.load("tiny-r1")
+    file = GGUFFile.open(llm.path)
+    expected = 0
+    for name in file.names():
+        if name.startswith("blk.4.") or name == "token_embd.weight":
+            continue
+        expected += file[name].nbytes // (4 if "_exps" in name else 1)
+    assert bench.bytes_per_token(file, llm.config) == expected
+
+
+def test_bandwidth_is_that_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "last_cache_bytes", lambda: 1 << 20)
+    speed, working_set = bench.read_bandwidth(1, 4)
+    assert 0.1 < speed < 10_000
+    assert working_set == 1 << 28
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("32768K\n", 32 << 20), ("480M", 480 << 20), ("", 32 << 20), ("x", 32 << 20)]
+)
+def test_size_of_the_last_cache(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    assert bench.last_cache_bytes() == size
+
+
+def test_progress_is_for_terminals_only() -> None:
+    silent, screen = io.StringIO(), Screen()
+    for stream in (silent, screen):
+        with ProgressLine(stream) as progress:
+            progress.show(Progress("Compiling", 1, 10, "kernels"))
+    assert silent.getvalue() == ""
+    assert "Compiling   1 of 10 kernels" in screen.getvalue()
+    assert screen.getvalue().endswith("\r\x1b[K")
+    assert line(Progress("Summing", 2 * 10**9, 8 * 10**9, "bytes"), 1.0) == (
+        "Summing   2.0 of 8.0 GB   2.0 GB/s   3 s left"
+    )
