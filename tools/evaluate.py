@@ -1,6 +1,6 @@
 """How many held-out problems tiny-r1 solves, by family: exact matches with greedy decoding.
 
-    python tools/evaluate.py [MODEL] [--problems tests/data/eval.jsonl] [--floor 0.95]
+    python -m tools.evaluate [MODEL] [--problems tests/data/eval.jsonl] [--floor 0.95]
 
 Each line of the problems is {"family", "prompt", "answer", ...}; a problem counts as solved when
 the last text in bold of the answer (what stands behind the thinking) is exactly `answer`. The last
