@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,14 +27,20 @@ def transformers_logits(folder: Path, sequences: list[list[int]]) -> list[np.nda
 
 
 def llama_cpp_logits(path: Path, sequences: list[list[int]]) -> list[np.ndarray]:
-    """Logits float32 `[len(ids), vocab]` of each sequence by llama.cpp, on the CPU."""
-    from llama_cpp import Llama
+    """Logits float32 `[len(ids), vocab]` of each sequence by llama.cpp, on the CPU.
+
+    Without its repacked weight layouts: its AMX one aborts on the 3-D weights of latent attention.
+    """
+    import llama_cpp
 
     context = max(map(len, sequences))
-    llama = Llama(
-        str(path), n_ctx=context, n_batch=context, n_ubatch=context, n_gpu_layers=0,
-        logits_all=True, n_threads=2, verbose=False,
-    )  # fmt: skip
+    params = llama_cpp.llama_model_default_params()
+    params.use_extra_bufts = False
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", lambda: params):
+        llama = llama_cpp.Llama(
+            str(path), n_ctx=context, n_batch=context, n_ubatch=context, n_gpu_layers=0,
+            logits_all=True, n_threads=2, verbose=False,
+        )  # fmt: skip
     out = []
     for ids in sequences:
         llama.reset()
@@ -44,9 +51,7 @@ def llama_cpp_logits(path: Path, sequences: list[list[int]]) -> list[np.ndarray]
 
 
 def quantize(source: Path, target: Path, kind: str) -> Path:
-    """Make a real quantised file as llama.cpp does; `kind` as in its own list: Q4_K_M, Q2_K,
-    IQ4_XS…
-    """
+    """Make a real quantised file as llama.cpp does; `kind` as in its own list: Q4_K_M, IQ4_XS…"""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()

@@ -39,12 +39,14 @@ class HeadProjections:
 
     def absorb(self, q_nope: torch.Tensor) -> torch.Tensor:
         """Queries `[T, heads, nope]` -> queries on the latent `[T, heads, kv_lora_rank]`."""
-        product = matmul_stack if self.k_transposed else matmul_stack_t
-        return torch.from_numpy(product(q_nope.contiguous().numpy(), self.k))
+        queries = q_nope.contiguous().numpy()
+        if self.k_transposed:
+            return torch.from_numpy(matmul_stack(queries, self.k, terms=2))
+        return torch.from_numpy(matmul_stack_t(queries, self.k))
 
     def values(self, context: torch.Tensor) -> torch.Tensor:
         """Attended latents `[T, heads, kv_lora_rank]` -> values `[T, heads, v_head_dim]`."""
-        return torch.from_numpy(matmul_stack(context.contiguous().numpy(), self.v))
+        return torch.from_numpy(matmul_stack(context.contiguous().numpy(), self.v, terms=2))
 
     def expand(self, head: int, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents `[S, kv_lora_rank]` -> a head's keys `[S, nope]` and values `[S, v_head_dim]`."""

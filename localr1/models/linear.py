@@ -1,7 +1,9 @@
 """Weights that are used as they lie in the file: `Linear` and `Embedding` over a `QuantTensor`.
 
 Same call as torch's modules. The products run in the `cpu_experts` kernels on the file's own
-blocks: quantised weights meet int8 activations, float weights meet float32 ones.
+blocks: float weights meet float32 activations, quantised ones int8 activations in two terms. One
+term is what the experts take; here it would cost most of a model's distance to exact logits
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Linear:
         rows]`.
         """
         rows = x if isinstance(x, Activations) else x.numpy()
-        return torch.from_numpy(matmul(rows, self.weight))
+        return torch.from_numpy(matmul(rows, self.weight, terms=2))
 
 
 class Embedding:

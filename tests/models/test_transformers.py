@@ -1,4 +1,6 @@
-"""Whole models against transformers in float64, from F32 weights: every routing and attention shape."""
+"""Whole models against transformers in float64, from F32 weights: every routing and attention
+shape.
+"""
 
 from pathlib import Path
 
