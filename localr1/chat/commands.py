@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from localr1.chat.session import Session
 from localr1.chat.terminal import clean, count, duration, short
@@ -22,6 +23,7 @@ class Chat:
     say: Callable[[str], None]
     think: ThinkMode = "show"
     leaving: bool = False
+    stopped_at: float = -inf  # when Ctrl-C last ended an answer, in seconds of time.monotonic
 
 
 @dataclass(frozen=True, slots=True)

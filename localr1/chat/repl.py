@@ -6,7 +6,9 @@ Keys are prompt_toolkit's; it is imported when the chat starts, so that nothing 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 from localr1.chat import oneshot
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from localr1.engine.sampler import SamplingParams
 
 _BLOCK = '"""'
+_TWICE_SECONDS = 1.0
 
 
 def chat(
@@ -56,7 +59,9 @@ def chat(
         except SecondInterrupt:
             print()
             return INTERRUPTED
-        except KeyboardInterrupt:  # while typing, or just after the answer ended by itself
+        except KeyboardInterrupt:  # at an empty prompt, or just after an answer ended
+            if time.monotonic() - state.stopped_at < _TWICE_SECONDS:
+                return INTERRUPTED  # the model was fast and had stopped before the second press
             print("Ctrl-D leaves")
     return 0
 
@@ -68,6 +73,7 @@ def _round(state: Chat, read: Callable[[], str]) -> None:
     except EOFError:
         state.leaving = True
         return
+    state.stopped_at = -inf
     if _is_block(line):
         line = line.removeprefix(_BLOCK).removesuffix(_BLOCK).strip("\n")
     text = dispatch(state, line)
@@ -87,7 +93,9 @@ def _answer(state: Chat, text: str) -> None:
     )
     try:
         with stop_on_interrupt(session.stop), no_echo():
-            play(view, session.reply(text))
+            done = play(view, session.reply(text))
+            if done.finish_reason == "interrupted":
+                state.stopped_at = time.monotonic()
     except LocalR1Error as problem:
         print(f"error: {clean(str(problem))}")
         if problem.hint:
@@ -105,11 +113,14 @@ def _reader() -> Callable[[], str]:
         history=_history(),
         prompt_continuation="  ",
         enable_history_search=True,
+        reserve_space_for_menu=0,
     )
     return prompt.prompt
 
 
 def _keys() -> KeyBindings:
+    from prompt_toolkit.enums import DEFAULT_BUFFER
+    from prompt_toolkit.filters import has_focus
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -126,6 +137,13 @@ def _keys() -> KeyBindings:
     @keys.add("c-j")
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c", filter=has_focus(DEFAULT_BUFFER))  # a search in the history has its own
+    def drop_line(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt())
 
     return keys
 

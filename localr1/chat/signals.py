@@ -44,7 +44,10 @@ def stop_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def no_echo() -> Iterator[None]:
-    """Keep what is typed meanwhile off the screen (`^C` too); it is there at the next prompt."""
+    """Keep what is typed meanwhile off the screen (`^C` too); the next prompt reads it.
+
+    Enter stays Enter: the terminal would make it a newline, which the prompt does not send.
+    """
     try:
         import termios
     except ImportError:  # not a Unix: the keys are echoed, nothing else differs
@@ -56,6 +59,7 @@ def no_echo() -> Iterator[None]:
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     quiet = termios.tcgetattr(fd)
+    quiet[0] &= ~termios.ICRNL
     quiet[3] &= ~termios.ECHO
     termios.tcsetattr(fd, termios.TCSADRAIN, quiet)
     try:

@@ -23,6 +23,7 @@ SCRIPTS = {
     "sum": [SUM],
     "chinese": [["</think>", "思考"]],
     "long": [LONG],
+    "slow": [["step 0. ", "step 1. ", 8.0, *LONG]],
     "reading": [[*READING, *SUM]],
     "full": [[ContextFull("the context is full", "/clear starts anew")], SUM],
     "cut": [[*SUM[:9], Finish("context")]],

@@ -41,9 +41,10 @@ class FakeTemplate:
 
 
 class FakeEngine:
-    """Plays the next script: token texts, `Progress` values, an exception to raise, a `Finish`.
+    """Plays the next script.
 
-    `delay` seconds pass before each item; `closed` counts streams that were ended early.
+    Its items: the text of a token, `Progress`, an exception to raise, a `Finish`, or seconds to
+    wait. `delay` seconds pass before each item; `closed` counts streams that were ended early.
     """
 
     def __init__(self, scripts: Sequence[Sequence], tokenizer: FakeTokenizer, delay: float) -> None:
@@ -62,6 +63,9 @@ class FakeEngine:
         try:
             for item in script:
                 time.sleep(self.delay)
+                if isinstance(item, float):
+                    time.sleep(item)
+                    continue
                 if isinstance(item, Exception):
                     raise item
                 if isinstance(item, Progress):

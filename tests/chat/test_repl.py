@@ -59,18 +59,33 @@ def test_lines_blocks_and_pastes(tmp_path: Path) -> None:
             '"""a' + ENTER + "b" + ENTER + '"""' + ENTER,
             "\x1b[200~pasted\r/help\x1b[201~" + ENTER,
             "//slash" + ENTER,
-            "  " + ENTER,
         ):
             terminal.wait_prompt()
             seen = terminal.raw.count("tok/s")
             terminal.send(keys)
-            if keys.strip():
-                terminal.wait(lambda t, seen=seen: t.raw.count("tok/s") > seen)
+            terminal.wait(lambda t, seen=seen: t.raw.count("tok/s") > seen)
+        terminal.wait_prompt()
+        terminal.send("  " + ENTER)
+        terminal.wait(lambda t: t.lines()[-2:] == [">", ">"])
         terminal.wait_prompt()
         terminal.send("/quit" + ENTER)
         assert terminal.exit_code() == 0
     questions = [message.content for message in report(tmp_path / "talk")[::2]]
     assert questions == ["one\ntwo\nthree", "a\nb", "pasted\n/help", "/slash"]
+
+
+def test_a_message_typed_while_the_model_writes_is_sent_next(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "sum", "0.05", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        terminal.send("one" + ENTER)
+        terminal.wait("347")
+        terminal.send("two" + ENTER)
+        terminal.wait(lambda t: t.raw.count("tok/s") == 2)
+        assert terminal.text().count("two") == 1
+        terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+    assert [m.content for m in report(tmp_path / "talk")[::2]] == ["one", "two"]
 
 
 def test_history_is_kept_and_private(tmp_path: Path) -> None:
@@ -95,6 +110,9 @@ def test_ctrl_c_while_idle_drops_the_line(tmp_path: Path) -> None:
         terminal.wait_prompt()
         terminal.send("never sent")
         terminal.wait("never sent")
+        terminal.send(CTRL_C)
+        terminal.wait_prompt()
+        assert "never" not in terminal.text()
         terminal.send(CTRL_C)
         terminal.wait("\nCtrl-D leaves")
         terminal.wait_prompt()
@@ -135,18 +153,29 @@ def test_ctrl_c_at_random_moments_stops_and_keeps_the_turn(tmp_path: Path) -> No
 
 
 def test_twice_ctrl_c_leaves_with_130(tmp_path: Path) -> None:
-    with ChildTerminal(tmp_path, "chat", "long", "0.4", str(tmp_path / "talk")) as terminal:
+    with ChildTerminal(tmp_path, "chat", "slow", "0", str(tmp_path / "talk")) as terminal:
         terminal.wait_prompt()
         terminal.send("question" + ENTER)
         terminal.wait("step 1.")
         terminal.send(CTRL_C)
-        time.sleep(0.1)
+        time.sleep(0.3)
         terminal.send(CTRL_C)
         assert terminal.exit_code() == 130
         assert "^C" not in terminal.raw
     question, answer = report(tmp_path / "talk")
     assert (question.content, answer.stopped) == ("question", True)
-    assert answer.reasoning.startswith("step 0. step 1.")
+    assert answer.reasoning == "step 0. step 1. "
+
+
+def test_twice_ctrl_c_leaves_a_fast_model_too(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "long", "0.01") as terminal:
+        terminal.wait_prompt()
+        terminal.send("question" + ENTER)
+        terminal.wait("step 1.")
+        terminal.send(CTRL_C)
+        terminal.wait("stopped")
+        terminal.send(CTRL_C)
+        assert terminal.exit_code() == 130
 
 
 def test_an_error_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:

@@ -178,36 +178,34 @@ def test_an_abandoned_reply_is_closed_by_the_next() -> None:
     assert session.transcript.messages[1].stopped
 
 
-def interrupt_after(seconds: float, times: int) -> threading.Thread:
-    def press() -> None:
-        for _ in range(times):
-            time.sleep(seconds)
-            os.kill(os.getpid(), signal.SIGINT)
+class Presses(threading.Thread):
+    """Presses Ctrl-C `times`, each a random while after the one before has arrived at `stop`."""
 
-    thread = threading.Thread(target=press)
-    thread.start()
-    return thread
+    def __init__(self, session: Session, times: int, seconds: float) -> None:
+        super().__init__()
+        self.session, self.times, self.seconds = session, times, seconds
+        self.arrived = threading.Event()
+
+    def stop(self) -> None:
+        self.arrived.set()
+        self.session.stop()
+
+    def run(self) -> None:
+        for _ in range(self.times):
+            time.sleep(self.seconds)
+            os.kill(os.getpid(), signal.SIGINT)
+            self.arrived.wait()  # two signals under way at once would arrive as one
 
 
 def test_ctrl_c_at_random_moments_keeps_the_history_whole() -> None:
     moments = random.Random(1)
     session = Session(FakeLLM([[READING, *SUM]], delay=0.0005))
     for _ in range(30):
-        shown, asked = [], threading.Event()
-
-        def stop(session: Session = session, asked: threading.Event = asked) -> None:
-            asked.set()
-            session.stop()
-
-        with stop_on_interrupt(stop):
-            keys = interrupt_after(moments.uniform(0, 0.01), 1)
-            try:
-                for event in session.reply("sum"):
-                    shown.append(event)
-            finally:
-                keys.join()
-                while not asked.is_set():  # a sent signal need not have arrived yet
-                    time.sleep(0.001)
+        presses = Presses(session, 1, moments.uniform(0, 0.01))
+        with stop_on_interrupt(presses.stop):
+            presses.start()
+            shown = list(session.reply("sum"))
+            presses.join()
         assert isinstance(shown[-1], Done)
         assert_well_formed(session)
         if text(shown, Reasoning):
@@ -218,12 +216,13 @@ def test_ctrl_c_at_random_moments_keeps_the_history_whole() -> None:
 def test_twice_ctrl_c_at_random_moments_raises_and_keeps_the_history_whole() -> None:
     moments = random.Random(2)
     for _ in range(20):
-        session = Session(FakeLLM([["thought ", *SUM]], delay=0.02))
-        with pytest.raises(SecondInterrupt), stop_on_interrupt(session.stop):
-            keys = interrupt_after(moments.uniform(0.001, 0.004), 2)
+        session = Session(FakeLLM([["thought ", *SUM]], delay=0.005))
+        presses = Presses(session, 2, moments.uniform(0, 0.02))
+        with pytest.raises(SecondInterrupt), stop_on_interrupt(presses.stop):
+            presses.start()
             list(session.reply("sum"))
-            time.sleep(10)  # the reply has ended at the first press; the second ends this
-        keys.join()
+            time.sleep(10)  # the first press has ended the reply; the second ends this
+        presses.join()
         assert_well_formed(session)
 
 
