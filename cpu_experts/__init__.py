@@ -4,8 +4,8 @@
     y = matmul(x, w)                                  # x float32 [T, cols] -> [T, rows]
     y = moe_forward(x, ids, weights, ExpertBank(gate, up, down))
 
-Weights are never repacked and never expanded to floats in memory. Nothing of the packages above this
-one is imported here.
+Weights are never repacked and never expanded to floats in memory. Nothing of the packages above
+this one is imported here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SwiGLU on float32 at addresses: h = g / (1 + exp(-g)) * u, written so that LLVM makes vectors of it."""
+"""SwiGLU on float32 at addresses, h = g / (1 + exp(-g)) * u, in a form that LLVM vectorises."""
 
 from __future__ import annotations
 

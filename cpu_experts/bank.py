@@ -12,8 +12,8 @@ from cpu_experts.tensor import BadTensor, QuantTensor
 class ExpertBank:
     """gate, up (E, inter, hidden) and down (E, hidden, inter); each has its own format.
 
-    (rows, cols) tensors make a bank of one: a shared expert, or a dense layer. Raises BadTensor where
-    shapes do not fit together.
+    (rows, cols) tensors make a bank of one: a shared expert, or a dense layer. Raises BadTensor
+    where shapes do not fit together.
     """
 
     def __init__(self, gate: QuantTensor, up: QuantTensor, down: QuantTensor) -> None:

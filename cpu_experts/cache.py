@@ -1,8 +1,8 @@
 """Where compiled kernels are kept, and how they are compiled.
 
-Numba's disk cache does not notice an edit in another file, so its folder is named after everything that
-decides the machine code: our sources, numba, llvmlite, and the CPU. Every cached function has one
-explicit signature: two processes that start at once then write the same files.
+Numba's disk cache does not notice an edit in another file, so its folder is named after everything
+that decides the machine code: our sources, numba, llvmlite, and the CPU. Every cached function has
+one explicit signature: two processes that start at once then write the same files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _key() -> str:
 
 
 def _folder() -> Path:
-    """$XDG_CACHE_HOME/localr1/numba/<key>, or a folder of this user's own under the temporary one."""
+    """$XDG_CACHE_HOME/localr1/numba/<key>, or a new temporary folder where that is read-only."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "localr1" / "numba" / _key()
     try:
@@ -51,17 +51,16 @@ def use_own_folder() -> str:
     """Point Numba's disk cache at our folder, for this process; returns its path."""
     folder = str(_folder())
     os.environ["NUMBA_CACHE_DIR"] = folder
-    numba.config.CACHE_DIR = folder
+    numba.config.reload_config()
     return folder
 
 
 @cache
 def _compile(function: Callable[..., Any], kind: str, signature: Any) -> Any:
     use_own_folder()
-    options = {"cache": True, "error_model": "numpy"}
     if kind == "c":
-        return numba.cfunc(signature, **options)(function)
-    return numba.njit(signature, nogil=True, **options)(function)
+        return numba.cfunc(signature, cache=True, error_model="numpy")(function)
+    return numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
 
 
 def c_function(function: Callable[..., Any], signature: Any) -> int:

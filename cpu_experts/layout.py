@@ -1,9 +1,9 @@
 """Where the parts of a quantised activation row lie.
 
-A row of `cols` values, padded with zeros to whole 256s, is one run of bytes: the int8 values, then one float32 scale per
-block (32 values in kind Q8_32, 256 in Q8_K), then int16 sums of every 32 values, then int16 sums of
-every 16. The sums let a kernel apply a weight format's minimum, or a sign offset, once per sub-block
-instead of once per value. Kind FLOAT is the plain float32 row.
+A row of `cols` values, padded with zeros to whole 256s, is one run of bytes: the int8 values, then
+one float32 scale per block (32 values in kind Q8_32, 256 in Q8_K), then int16 sums of every 32
+values, then int16 sums of every 16. The sums let a kernel apply a weight format's minimum, or a
+sign offset, once per sub-block instead of once per value. Kind FLOAT is the plain float32 row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Raw memory inside Numba: loads, stores, atomics and calls at addresses (int64).
 
-Kernels meet their weights as addresses, because one matrix may lie in a memory-mapped GGUF stack and
-the next in an array of its own, at any alignment. Nothing here checks a bound: callers own that.
+Kernels meet their weights as addresses, because one matrix may lie in a memory-mapped GGUF stack
+and the next in an array of its own, at any alignment. Nothing here checks a bound: callers own
+that.
 """
 
 from __future__ import annotations
@@ -186,3 +187,20 @@ def _caller(n_arguments: int) -> Any:
 
 call_kernel = _caller(11)
 call_item = _caller(4)
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at `address`, into the nearest cache; any address is allowed."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        where = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]  # read, keep, data
+        kind = ir.FunctionType(ir.VoidType(), [where.type, I32, I32, I32])
+        builder.call(
+            cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"),
+            [where, *flags],
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen

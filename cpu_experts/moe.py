@@ -1,10 +1,10 @@
 """moe_forward: route -> gate and up -> SwiGLU -> down -> weighted sum.
 
-(token, slot) pairs are sorted by expert, so that an expert's weights are read once for all its tokens.
-Two jobs run per call. In the first an item is a run of rows of gate and up of one expert: its products
-stay in the thread's scratch, become h by SwiGLU, and are kept quantised for the second. There an item
-is a run of rows of the output: it loops over the experts, so the sum needs no atomics and does not
-depend on the number of threads.
+(token, slot) pairs are sorted by expert, so that an expert's weights are read once for all its
+tokens. Two jobs run per call. In the first an item is a run of rows of gate and up of one expert:
+its products stay in the thread's scratch, become h by SwiGLU, and are kept quantised for the
+second. There an item is a run of rows of the output: it loops over the experts, so the sum needs no
+atomics and does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cpu_experts.workspace import WORKSPACE
 
 TOKEN_TILE = 64  # tokens of one pass over a run of rows
 ROW_RUN = 256  # rows of gate and up in an item: one activation block of every kind
-_TINY = 1 << 20  # pairs x weights below which waking the pool costs more than it saves
+_TINY = 1 << 17
 _row_stride = row_stride.py_func
 
 # Fields of the job, int64 each.
@@ -266,8 +266,8 @@ def moe_forward(
     """Each token's experts, weighted and summed: float32 [T, hidden].
 
     x float32 [T, hidden] (or its Activations); ids int32 [T, k], a negative one is skipped; weights
-    float32 [T, k]. A bank of one is a dense SwiGLU layer: ids 0, weights 1. ValueError on shapes, or an
-    id that the bank does not have.
+    float32 [T, k]. A bank of one is a dense SwiGLU layer: ids 0, weights 1. ValueError on shapes,
+    or an id that the bank does not have.
     """
     shared = isinstance(x, Activations)
     rows = x.x if isinstance(x, Activations) else as_rows(x, bank.hidden)

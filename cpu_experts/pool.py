@@ -1,9 +1,9 @@
 """Resident workers: threads inside a Numba loop without the GIL, fed through one word in memory.
 
 A job is a C function `f(job, item, slot, scratch)` and a number of items. The counter word holds
-(ticket | items | next item): who adds 1 to it owns the item it read, and the job that word names cannot
-end before that item is done. So no thread ever waits for one that has taken nothing, and anything that
-can write memory (a mailbox, later) can start a job.
+(ticket | items | next item): who adds 1 to it owns the item it read, and the job that word names
+cannot end before that item is done. So no thread ever waits for one that has taken nothing, and
+anything that can write memory (a mailbox, later) can start a job.
 
 Idle workers spin, then yield, then sleep on a futex: an idle process uses no CPU.
 """

@@ -1,8 +1,9 @@
 """512-bit vectors inside Numba: a type per register shape, and the operations our kernels need.
 
-Kernels are written with these like C with intrinsics; LLVM keeps the values in registers. Every name
-here that has no 256 in it is 512 bits wide. Only kernels of the avx512_vnni tier use this file: what it
-emits ends the process on a CPU without those instructions (cpu.py decides before anything is compiled).
+Kernels are written with these like C with intrinsics; LLVM keeps the values in registers. Every
+name here that has no 256 in it is 512 bits wide. Only kernels of the avx512_vnni tier use this
+file: what it emits ends the process on a CPU without those instructions (cpu.py decides before
+anything is compiled).
 """
 
 from __future__ import annotations
@@ -114,15 +115,6 @@ def load_vector(builder: Any, address: Any, lane: ir.Type, lanes: int) -> Any:
 def store_vector(builder: Any, value: Any, address: Any) -> None:
     """Unaligned store."""
     builder.store(value, pointer(builder, address, value.type), align=1)
-
-
-def prefetch_line(builder: Any, address: Any) -> None:
-    """Ask for a cache line, into the nearest cache."""
-    where = builder.inttoptr(address, I8.as_pointer())
-    flags = [ir.Constant(I32, v) for v in (0, 3, 1)]
-    kind = ir.FunctionType(ir.VoidType(), [where.type, I32, I32, I32])
-    fn = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(fn, [where, *flags])
 
 
 def dot_bytes(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:

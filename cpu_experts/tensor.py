@@ -34,20 +34,20 @@ def _rows_per_part(shape: tuple[int, ...], n_parts: int) -> int:
 class QuantTensor:
     """Weights of `shape` (rows, cols) or (n, rows, cols), never copied and never expanded.
 
-    `parts` holds uint8 arrays: one for all, or one per matrix of the stack; C-contiguous, read-only and
-    memory-mapped ones too, at any alignment. FP8_E4M3 needs `scales`: per part a float32 array
-    [ceil(rows / 128), ceil(cols / 128)], or for one part that holds a stack [n, ...].
-    Raises UnsupportedFormat for an unknown format name, BadTensor where sizes do not fit.
+    `parts` holds uint8 arrays: one for all, or one per matrix of the stack; C-contiguous, read-only
+    and memory-mapped ones too, at any alignment. FP8_E4M3 needs `scales`: per part a float32 array
+    [ceil(rows / 128), ceil(cols / 128)], or for one part that holds a stack [n, ...]. Raises
+    UnsupportedFormat for an unknown format name, BadTensor where sizes do not fit.
     """
 
     def __init__(
         self,
-        format: str | QuantFormat,
+        weights: str | QuantFormat,
         shape: tuple[int, ...],
         parts: tuple[np.ndarray, ...],
         scales: tuple[np.ndarray, ...] = (),
     ) -> None:
-        name = format if isinstance(format, str) else format.name
+        name = weights if isinstance(weights, str) else weights.name
         if name not in FORMATS:
             raise UnsupportedFormat(f"no kernel for weight format {name}")
         self.format = FORMATS[name]
@@ -83,7 +83,7 @@ class QuantTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights, scales included."""
-        return sum(array.nbytes for array in (*self.parts, *self.scales))
+        return sum(array.nbytes for array in self.parts + self.scales)
 
     @cached_property
     def descriptor(self) -> np.ndarray:
@@ -110,7 +110,7 @@ class QuantTensor:
         return int(self.descriptor.ctypes.data)
 
     def dequantize(self, index: int | None = None) -> np.ndarray:
-        """float32 of `shape`, equal to gguf-py's; with `index` one matrix [rows, cols] of a stack."""
+        """float32 of `shape`, equal to gguf-py's; with `index` one matrix (rows, cols) alone."""
         if index is not None and not 0 <= index < self.count:
             raise IndexError(f"matrix {index} of a stack of {self.count}")
         wanted = range(self.count) if index is None else [index]

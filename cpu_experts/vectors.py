@@ -1,8 +1,8 @@
 """The vector operations that kernels are written with, as Numba intrinsics over simd.py's types.
 
-Integer vectors carry no lane type: `shift_right16` works on 16-bit lanes, `multiply_add16` on pairs of
-them, and so on. Shift counts, masks and lane orders are compile-time constants: make an operation for
-each (`shift_right16(4)`), at module level.
+Integer vectors carry no lane type: `shift_right16` works on 16-bit lanes, `multiply_add16` on pairs
+of them, and so on. Shift counts, masks and lane orders are compile-time constants: make an
+operation for each (`shift_right16(4)`), at module level.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ store = operation(types.void, (INTS, ADDRESS), store_vector)
 store_floats = operation(types.void, (FLOATS, ADDRESS), store_vector)
 store_floats256 = operation(types.void, (FLOATS256, ADDRESS), store_vector)
 load_twice256 = operation(INTS, (ADDRESS,), lambda b, a: _repeat(b, a, I32, 8, 2))
-prefetch = operation(types.void, (ADDRESS,), simd.prefetch_line)
 
 
 def _two_halves(builder: Any, low: Any, high: Any) -> Any:
@@ -77,6 +76,16 @@ def _doubled16(builder: Any, first: Any, second: Any) -> Any:
 
 
 load_doubled16 = operation(INTS, (ADDRESS, ADDRESS), _doubled16)  # 16 bytes twice, 16 more twice
+
+
+def _widen32(builder: Any, address: Any, signed: bool) -> Any:
+    """16 bytes at an address as 32-bit lanes."""
+    value = load_vector(builder, address, I8, 16)
+    return (builder.sext if signed else builder.zext)(value, vector(I32, 16))
+
+
+load_i8_as_32 = operation(INTS, (ADDRESS,), partial(_widen32, signed=True))
+load_u8_as_32 = operation(INTS, (ADDRESS,), partial(_widen32, signed=False))
 load_i8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=True))
 load_u8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=False))
 
@@ -98,6 +107,34 @@ load_f16 = operation(
     lambda b, a: b.fpext(b.load(simd.pointer(b, a, F16), align=1), F32),
 )
 
+
+def _widen_f16(builder: Any, address: Any) -> Any:
+    return builder.fpext(load_vector(builder, address, F16, 16), vector(F32, 16))
+
+
+def _widen_bf16(builder: Any, address: Any) -> Any:
+    wide = builder.zext(load_vector(builder, address, I16, 16), vector(I32, 16))
+    return cast(builder, builder.shl(wide, constant(I32, [16] * 16)), F32)
+
+
+def _widen_e4m3(builder: Any, address: Any) -> Any:
+    """By way of float16, which has the same form: its subnormals widen at full speed."""
+    wide = builder.zext(load_vector(builder, address, I8, 16), vector(I16, 16))
+    low = builder.and_(wide, constant(I16, [0x7F] * 16))
+    sign = builder.shl(builder.lshr(wide, constant(I16, [7] * 16)), constant(I16, [15] * 16))
+    half = builder.or_(builder.shl(low, constant(I16, [7] * 16)), sign)
+    kind = vector(F32, 16)
+    value = builder.fpext(builder.bitcast(half, vector(F16, 16)), kind)
+    scaled = builder.fmul(value, ir.Constant(kind, [256.0] * 16))
+    is_nan = builder.icmp_unsigned("==", low, constant(I16, [0x7F] * 16))
+    return builder.select(is_nan, ir.Constant(kind, [float("nan")] * 16), scaled)
+
+
+# 16 weights of a float format as float32.
+widen_f16 = operation(FLOATS, (ADDRESS,), _widen_f16)
+widen_bf16 = operation(FLOATS, (ADDRESS,), _widen_bf16)
+widen_e4m3 = operation(FLOATS, (ADDRESS,), _widen_e4m3)
+
 # Constants and broadcasts.
 zero_floats = operation(FLOATS, (), lambda b: ir.Constant(vector(F32, 16), [0.0] * 16))
 zero = operation(INTS, (), lambda b: constant(I32, [0] * 16))
@@ -117,6 +154,7 @@ def bytes_constant(values: list[int]) -> Any:
 and_ = operation(INTS, (INTS, INTS), lambda b, x, y: b.and_(x, y))
 or_ = operation(INTS, (INTS, INTS), lambda b, x, y: b.or_(x, y))
 xor = operation(INTS, (INTS, INTS), lambda b, x, y: b.xor(x, y))
+add_words = operation(INTS, (INTS, INTS), lambda b, x, y: b.add(x, y))
 dot_bytes = operation(INTS, (INTS, INTS, INTS), simd.dot_bytes)
 dot_words = operation(
     INTS,
@@ -130,6 +168,11 @@ def mask_bytes(mask: int) -> Any:
     return operation(
         INTS, (INTS,), lambda b, x: b.and_(x, ir.Constant(x.type, [mask * 0x01010101] * 16))
     )
+
+
+def mask_lanes(mask: int) -> Any:
+    """An operation: every 32-bit lane AND a constant."""
+    return operation(INTS, (INTS,), lambda b, x: b.and_(x, constant(I32, [mask] * 16)))
 
 
 def flip_bytes(mask: int) -> Any:
@@ -201,12 +244,9 @@ def shift_right16_256(count: int) -> Any:
     return operation(INTS256, (INTS256,), lambda b, x: cast(b, b.lshr(cast(b, x, I16), by), I32))
 
 
-def mask_words256(mask: int) -> Any:
-    """An operation: every 16-bit lane of 256 bits AND a constant."""
-    by = constant(I32, [mask * 0x10001] * 8)
-    return operation(INTS256, (INTS256,), lambda b, x: b.and_(x, by))
-
-
+words_as_lanes = operation(  # 16 words of 256 bits, sign-extended
+    INTS, (INTS256,), lambda b, x: b.sext(cast(b, x, I16), vector(I32, 16))
+)
 low_half = operation(INTS256, (INTS,), lambda b, x: shuffle(b, x, list(range(8))))
 
 
@@ -242,15 +282,16 @@ deposit_bits = operation(
 )
 
 
-def _spread_words(builder: Any, words: Any, which: list[int]) -> Any:
-    """Chosen 16-bit lanes as the low halves of 32-bit lanes (the high halves are 0)."""
-    wide = builder.zext(cast(builder, words, I16), vector(I32, 16))
-    return shuffle(builder, wide, which)
+def _choose_lanes(builder: Any, value: Any, index: Any) -> Any:
+    return call(builder, "llvm.x86.avx512.permvar.si.512", value.type, value, index)
 
 
-def spread_words(which: list[int]) -> Any:
-    """An operation: 16 chosen 16-bit lanes of 256 bits, each in a 32-bit lane of 512."""
-    return operation(INTS, (INTS256,), partial(_spread_words, which=which))
+choose_lanes = operation(INTS, (INTS, INTS), _choose_lanes)  # VPERMD: lane i is value[index[i]]
+
+
+def lanes_constant(values: list[int]) -> Any:
+    """An operation that gives 16 constant 32-bit lanes."""
+    return operation(INTS, (), lambda b: constant(I32, values))
 
 
 # Float arithmetic.

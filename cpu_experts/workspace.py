@@ -1,4 +1,4 @@
-"""Memory for one call at a time, kept per thread and grown when needed, so that calls allocate nothing."""
+"""Memory for one call at a time, kept per thread and grown when needed: calls allocate nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cpu_experts.pool import SCRATCH_BYTES
 
 
 class Workspace(threading.local):
-    """`scratch`: the address of this thread's kernel scratch. `at_least(n)`: of n bytes beside it."""
+    """`scratch` is the address of this thread's kernel scratch, `at_least` gives more beside it."""
 
     def __init__(self) -> None:
         self._scratch, self.scratch = _aligned(SCRATCH_BYTES)

@@ -1,1 +1,1 @@
-"""One module per weight format. Each names its functions itself, at module level: see portable.py."""
+"""One module per weight format; portable.py and vnni.py hold the loops that they share."""

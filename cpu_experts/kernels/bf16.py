@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from cpu_experts.kernels.floats import rows_widened
 from cpu_experts.kernels.portable import rows_float
 from cpu_experts.memory import load_bf16, store_f32
+from cpu_experts.vectors import widen_bf16
 
 
 @register_jitable
@@ -25,3 +27,23 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
     rows_float(unpack, w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch)
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_widened(
+        widen_bf16,
+        unpack,
+        2,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        aux,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

@@ -6,22 +6,25 @@ infinity. weight = scale[row / 128, col / 128] * value. `aux` is the address of 
 
 from __future__ import annotations
 
-from numba import njit
+import numpy as np
 from numba.extending import register_jitable
 
+from cpu_experts.kernels.floats import rows_tiled
 from cpu_experts.kernels.portable import rows_float
-from cpu_experts.memory import bits_to_f32, float_bits, load_f32, load_u8, store_f32
+from cpu_experts.memory import load_f32, load_u8, store_f32
+from cpu_experts.vectors import widen_e4m3
 
 
-@njit
-def e4m3(byte):
-    """The float32 value of an e4m3 byte."""
-    # Shifted in place, the byte is the float32 of value / 2**120, subnormals included.
-    value = bits_to_f32((byte & 0x7F) << 20) * bits_to_f32(0x7B800000)
-    bits = float_bits(value)
-    if (byte & 0x7F) == 0x7F:
-        bits = 0x7FC00000
-    return bits_to_f32(bits | ((byte & 0x80) << 24))
+def _value(byte: int) -> float:
+    """What an e4m3 byte stands for."""
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    if exponent == 15 and mantissa == 7:
+        return float("nan")
+    size = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    return -size if byte & 128 else size
+
+
+VALUES = np.array([_value(byte) for byte in range(256)], dtype=np.float32)
 
 
 @register_jitable
@@ -31,7 +34,7 @@ def unpack(w, stride, row, start, n, cols, aux, target):
     scales = aux + 4 * (row // 128 * ((cols + 127) // 128))
     for i in range(n):
         scale = load_f32(scales + 4 * ((start + i) // 128))
-        store_f32(target + 4 * i, e4m3(load_u8(source + i)) * scale)
+        store_f32(target + 4 * i, VALUES[load_u8(source + i)] * scale)
 
 
 def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
@@ -43,3 +46,22 @@ def dequant(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride,
 def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t, portable."""
     rows_float(unpack, w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch)
+
+
+def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t."""
+    rows_tiled(
+        widen_e4m3,
+        unpack,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        aux,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )

@@ -1,7 +1,7 @@
 """IQ4_XS: 256 values in 136 bytes, IQ4_NL's codes with a 6-bit scale per 32 values.
 
-float16 d, uint16 of the scales' high 2 bits, 4 bytes of their low 4 bits, 128 bytes of codes; weight =
-d * (scale - 32) * CODEBOOK[code]. In a sub-block's 16 bytes low nibbles are values 0-15.
+float16 d, uint16 of the scales' high 2 bits, 4 bytes of their low 4 bits, 128 bytes of codes;
+weight = d * (scale - 32) * CODEBOOK[code]. In a sub-block's 16 bytes low nibbles are values 0-15.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The portable tier: plain Numba, correct on every CPU, vectorised by LLVM where it can.
 
-A format brings `unpack(block, values, scales, minima)`: it writes a block's numbers as int8, and for
-every sub-block of 16 or 32 a float32 scale and minimum, so that weight = scale * value - minimum.
-All GGUF formats of ours have that form. The drivers here do the rest; float formats bring
+A format brings `unpack(block, values, scales, minima)`: it writes a block's numbers as int8, and
+for every sub-block of 16 or 32 a float32 scale and minimum, so that weight = scale * value -
+minimum. All GGUF formats of ours have that form. The drivers here do the rest; float formats bring
 `unpack(source, n, target)` instead. Each format module wraps the drivers in functions of its own,
 because Numba's disk cache only finds drivers that name their kernel.
 
-Arguments, all int64: `w` the matrix's address, `stride` bytes per row, the rows `row0` to
-`row0 + n_rows`, `cols` values per row, `aux` the address of extra scales (FP8), `acts` the address of
+Arguments, all int64: `w` the matrix's address, `stride` bytes per row, the rows `row0` to `row0 +
+n_rows`, `cols` values per row, `aux` the address of extra scales (FP8), `acts` the address of
 `n_tokens` activation-row addresses, `out` the address of the result of row `row0` and token 0,
 `out_stride` bytes between tokens, `scratch` at least 64 KiB of this thread's own.
 """

@@ -1,8 +1,8 @@
 """Q2_K: 256 values in 84 bytes: sixteen sub-blocks of 16 with a 4-bit scale and minimum each.
 
-scales[16] (scale low nibble, minimum high), 64 bytes of bit pairs, float16 d, float16 dmin. In each 32
-bytes bits 0-1 are 32 values in a row, bits 2-3 the next 32, and so on.
-weight = d * scale * q - dmin * minimum.
+scales[16] (scale low nibble, minimum high), 64 bytes of bit pairs, float16 d, float16 dmin. In each
+32 bytes bits 0-1 are 32 values in a row, bits 2-3 the next 32, and so on. weight = d * scale * q -
+dmin * minimum.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.vnni import rows_integer
+from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -19,11 +19,11 @@ from cpu_experts.vectors import (
 from cpu_experts.vectors import (
     load_twice256,
     load_u8_as_16,
+    load_u8_as_32,
     mask_bytes,
-    mask_words256,
+    mask_lanes,
     shift_right16,
     shift_right16_256,
-    spread_words,
 )
 
 BLOCK, BYTES, SUB = 256, 84, 16
@@ -69,27 +69,24 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-_PAIR, _LOW, _HIGH = mask_bytes(3), mask_words256(15), shift_right16_256(4)
+_PAIR, _LOW, _HIGH = mask_bytes(3), mask_lanes(15), shift_right16_256(4)
 _FIRST, _SECOND = shift_right16(0, 0, 2, 2), shift_right16(4, 4, 6, 6)
-_SPREAD0, _SPREAD1, _SPREAD2, _SPREAD3 = (
-    spread_words([4 * i + lane // 4 for lane in range(16)]) for i in range(4)
-)
 
 
 @register_jitable
-def unpack_vectors(block):
+def unpack_vectors(block, orders):
     """256 weights as bytes 0-3, scales and minima spread to where they are used."""
     q, p = load_twice256(block + 16), load_twice256(block + 48)
     u0, u1, u2, u3 = _PAIR(_FIRST(q)), _PAIR(_SECOND(q)), _PAIR(_FIRST(p)), _PAIR(_SECOND(p))
-    both = load_u8_as_16(block)
-    scales, minima = _LOW(both), _HIGH(both)
-    s0, s1, s2, s3 = _SPREAD0(scales), _SPREAD1(scales), _SPREAD2(scales), _SPREAD3(scales)
+    scales, minima = _LOW(load_u8_as_32(block)), _HIGH(load_u8_as_16(block))
+    s0, s1, s2, s3 = spread_scales(scales, orders)
     return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block + 80), load_half(block + 82)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
+        store_orders,
         unpack_vectors,
         BYTES,
         w,

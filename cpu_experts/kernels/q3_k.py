@@ -1,7 +1,7 @@
 """Q3_K: 256 values in 110 bytes: sixteen sub-blocks of 16 with a 6-bit signed scale each.
 
-32 bytes of high bits, 64 bytes of bit pairs (placed as in Q2_K), 12 bytes of packed scales, float16 d.
-Bit p of high byte i belongs to value i of the p-th 32 values; where it is clear, 4 is taken off.
+32 bytes of high bits, 64 bytes of bit pairs (placed as in Q2_K), 12 bytes of packed scales, float16
+d. Bit p of high byte i belongs to value i of the p-th 32 values; where it is clear, 4 is taken off.
 weight = d * (scale - 32) * q.
 """
 
@@ -12,17 +12,18 @@ from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.vnni import rows_integer
+from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_to_words,
     load_twice256,
     mask_bytes,
+    mask_lanes,
     or_,
     shift_left16,
     shift_left16_256,
     shift_right16,
-    spread_words,
+    words_as_lanes,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -84,14 +85,11 @@ _FIRST, _SECOND = shift_right16(0, 0, 2, 2), shift_right16(4, 4, 6, 6)
 # The p-th 32 values find their third bit in bit p: these bring bits 2i and 2i + 1 to bit 2.
 _HIGH0, _HIGH1 = shift_left16(2, 2, 1, 1), shift_right16(0, 0, 1, 1)
 _HIGH2, _HIGH3 = shift_right16(2, 2, 3, 3), shift_right16(4, 4, 5, 5)
-_WORDS, _TIMES4 = bytes_to_words(32), shift_left16_256(2)
-_SPREAD0, _SPREAD1, _SPREAD2, _SPREAD3 = (
-    spread_words([4 * i + lane // 4 for lane in range(16)]) for i in range(4)
-)
+_WORDS, _TIMES4, _WORD = bytes_to_words(32), shift_left16_256(2), mask_lanes(0xFFFF)
 
 
 @register_jitable
-def unpack_vectors(block):
+def unpack_vectors(block, orders):
     """256 weights as bytes 0-7 (4 too much), scales spread to where they are used."""
     high = load_twice256(block)
     q, p = load_twice256(block + 32), load_twice256(block + 64)
@@ -99,9 +97,10 @@ def unpack_vectors(block):
     u1 = or_(_PAIR(_SECOND(q)), _THIRD(_HIGH1(high)))
     u2 = or_(_PAIR(_FIRST(p)), _THIRD(_HIGH2(high)))
     u3 = or_(_PAIR(_SECOND(p)), _THIRD(_HIGH3(high)))
-    scales, d = _unpack_scales(block + 96), load_half(block + 108)
-    s0, s1, s2, s3 = _SPREAD0(scales), _SPREAD1(scales), _SPREAD2(scales), _SPREAD3(scales)
-    return u0, u1, u2, u3, s0, s1, s2, s3, _TIMES4(scales), d, d
+    words, d = _unpack_scales(block + 96), load_half(block + 108)
+    scales = _WORD(words_as_lanes(words))
+    s0, s1, s2, s3 = spread_scales(scales, orders)
+    return u0, u1, u2, u3, s0, s1, s2, s3, _TIMES4(words), d, d
 
 
 @register_jitable
@@ -118,6 +117,7 @@ def _unpack_scales(packed):
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
+        store_orders,
         unpack_vectors,
         BYTES,
         w,

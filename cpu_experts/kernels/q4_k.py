@@ -1,7 +1,8 @@
 """Q4_K: 256 values in 144 bytes: eight sub-blocks of 32 with a 6-bit scale and minimum each.
 
-float16 d, float16 dmin, 12 bytes of packed scales and minima, 128 bytes of nibbles; in each 32 bytes
-the low nibbles are one sub-block, the high ones the next. weight = d * scale * q - dmin * minimum.
+float16 d, float16 dmin, 12 bytes of packed scales and minima, 128 bytes of nibbles; in each 32
+bytes the low nibbles are one sub-block, the high ones the next. weight = d * scale * q - dmin *
+minimum.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from cpu_experts.kernels.vnni import rows_integer
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_constant,
+    load,
     load_twice256,
     look_up_bytes,
     low_half,
     mask_bytes,
     shift_right16,
     splat_8_bytes,
+    store,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -90,16 +93,26 @@ _MINIMA = bytes_constant([v for i in range(8) for v in (i, 128, i, 128)] * 2)
 
 
 @register_jitable
-def unpack_vectors(block):
+def store_orders(orders):
+    """The byte orders that `unpack_scales` uses."""
+    store(_SCALES0(), orders)
+    store(_SCALES1(), orders + 64)
+    store(_SCALES2(), orders + 128)
+    store(_SCALES3(), orders + 192)
+    store(_MINIMA(), orders + 256)
+
+
+@register_jitable
+def unpack_vectors(block, orders):
     """256 weights as bytes 0-15, scales and minima spread to where they are used."""
     u0, u1 = _LOW(_NIBBLES(load_twice256(block + 16))), _LOW(_NIBBLES(load_twice256(block + 48)))
     u2, u3 = _LOW(_NIBBLES(load_twice256(block + 80))), _LOW(_NIBBLES(load_twice256(block + 112)))
-    s0, s1, s2, s3, minima = unpack_scales(block + 4)
+    s0, s1, s2, s3, minima = unpack_scales(block + 4, orders)
     return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block), load_half(block + 2)
 
 
 @register_jitable
-def unpack_scales(packed):
+def unpack_scales(packed, orders):
     """The 12 bytes of scales and minima: four vectors of scales, 16 int16 of minima."""
     ab = load_i64(packed)
     a, b, c = ab & 0xFFFFFFFF, (ab >> 32) & 0xFFFFFFFF, load_i32(packed + 8) & 0xFFFFFFFF
@@ -108,17 +121,18 @@ def unpack_scales(packed):
     high = (c >> 4 & 0x0F0F0F0F) | (b >> 2 & 0x30303030)
     minima = splat_8_bytes((b & 0x3F3F3F3F) | high << 32)
     return (
-        look_up_bytes(scales, _SCALES0()),
-        look_up_bytes(scales, _SCALES1()),
-        look_up_bytes(scales, _SCALES2()),
-        look_up_bytes(scales, _SCALES3()),
-        low_half(look_up_bytes(minima, _MINIMA())),
+        look_up_bytes(scales, load(orders)),
+        look_up_bytes(scales, load(orders + 64)),
+        look_up_bytes(scales, load(orders + 128)),
+        look_up_bytes(scales, load(orders + 192)),
+        low_half(look_up_bytes(minima, load(orders + 256))),
     )
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
+        store_orders,
         unpack_vectors,
         BYTES,
         w,

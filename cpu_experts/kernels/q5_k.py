@@ -1,7 +1,7 @@
 """Q5_K: Q4_K with a fifth bit: 256 values in 176 bytes.
 
-float16 d, float16 dmin, 12 bytes of packed scales and minima, 32 bytes of high bits (bit s of byte i
-belongs to value i of sub-block s), 128 bytes of nibbles. weight = d * scale * q - dmin * minimum.
+float16 d, float16 dmin, 12 bytes of packed scales and minima, 32 bytes of high bits (bit s of byte
+i belongs to value i of sub-block s), 128 bytes of nibbles. weight = d * scale * q - dmin * minimum.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.q4_k import scale_and_minimum, unpack_scales
+from cpu_experts.kernels.q4_k import scale_and_minimum, store_orders, unpack_scales
 from cpu_experts.kernels.vnni import rows_integer
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
@@ -75,20 +75,21 @@ _HIGH2, _HIGH3 = shift_right16(0, 0, 1, 1), shift_right16(2, 2, 3, 3)
 
 
 @register_jitable
-def unpack_vectors(block):
+def unpack_vectors(block, orders):
     """256 weights as bytes 0-31, scales and minima spread to where they are used."""
     high, q = load_twice256(block + 16), block + 48
     u0 = or_(_LOW(_NIBBLES(load_twice256(q))), _FIFTH(_HIGH0(high)))
     u1 = or_(_LOW(_NIBBLES(load_twice256(q + 32))), _FIFTH(_HIGH1(high)))
     u2 = or_(_LOW(_NIBBLES(load_twice256(q + 64))), _FIFTH(_HIGH2(high)))
     u3 = or_(_LOW(_NIBBLES(load_twice256(q + 96))), _FIFTH(_HIGH3(high)))
-    s0, s1, s2, s3, minima = unpack_scales(block + 4)
+    s0, s1, s2, s3, minima = unpack_scales(block + 4, orders)
     return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block), load_half(block + 2)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
+        store_orders,
         unpack_vectors,
         BYTES,
         w,

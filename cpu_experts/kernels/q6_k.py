@@ -12,18 +12,19 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.vnni import rows_integer
+from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i8, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     load,
     load_i8_as_16,
+    load_i8_as_32,
     load_twice256,
     mask_bytes,
+    mask_lanes,
     or_,
     shift_left16,
     shift_left16_256,
     shift_right16,
-    spread_words,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -77,14 +78,11 @@ _LOW, _HIGH = mask_bytes(15), mask_bytes(0x30)
 _DOWN = shift_right16(4, 4, 4, 4)
 # The four bit pairs of the same 32 bytes, brought to bits 4-5.
 _FIRST, _SECOND = shift_left16(4, 4, 2, 2), shift_right16(0, 0, 2, 2)
-_TIMES32 = shift_left16_256(5)
-_SPREAD0, _SPREAD1, _SPREAD2, _SPREAD3 = (
-    spread_words([4 * i + lane // 4 for lane in range(16)]) for i in range(4)
-)
+_TIMES32, _WORD = shift_left16_256(5), mask_lanes(0xFFFF)
 
 
 @register_jitable
-def unpack_vectors(block):
+def unpack_vectors(block, orders):
     """256 weights as bytes 0-63 (32 too much), scales spread to where they are used."""
     low, high = load(block), load_twice256(block + 128)
     u0 = or_(_LOW(low), _HIGH(_FIRST(high)))
@@ -92,14 +90,16 @@ def unpack_vectors(block):
     low, high = load(block + 64), load_twice256(block + 160)
     u2 = or_(_LOW(low), _HIGH(_FIRST(high)))
     u3 = or_(_LOW(_DOWN(low)), _HIGH(_SECOND(high)))
-    scales, d = load_i8_as_16(block + 192), load_half(block + 208)
-    s0, s1, s2, s3 = _SPREAD0(scales), _SPREAD1(scales), _SPREAD2(scales), _SPREAD3(scales)
-    return u0, u1, u2, u3, s0, s1, s2, s3, _TIMES32(scales), d, d
+    scales, d = _WORD(load_i8_as_32(block + 192)), load_half(block + 208)
+    offsets = _TIMES32(load_i8_as_16(block + 192))
+    s0, s1, s2, s3 = spread_scales(scales, orders)
+    return u0, u1, u2, u3, s0, s1, s2, s3, offsets, d, d
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
+        store_orders,
         unpack_vectors,
         BYTES,
         w,

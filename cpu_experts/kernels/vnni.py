@@ -1,32 +1,46 @@
 """The avx512_vnni tier for few tokens: one row at a time, as fast as its bytes arrive.
 
-A format brings `unpack_vectors(block)`. It gives the 256 weights of a superblock as four registers of
-unsigned bytes, in the order of the activations, and what turns dot products of those bytes into the
-result. Weights are unpacked once and meet up to 8 tokens. Signed weights are offset to unsigned ones
-(VPDPBUSD wants that); the offset comes back as a correction through the activation's sums.
+A format brings `unpack_vectors(block)`. It gives the 256 weights of a superblock as four registers
+of unsigned bytes, in the order of the activations, and what turns dot products of those bytes into
+the result. Weights are unpacked once and meet up to 8 tokens. Signed weights are offset to unsigned
+ones (VPDPBUSD wants that); the offset comes back as a correction through the activation's sums.
 """
 
 from __future__ import annotations
 
 from numba import njit
+from numba.extending import register_jitable
 
 from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
-from cpu_experts.memory import load_f32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.memory import (
+    atomic_load,
+    atomic_store,
+    load_f32,
+    load_i64,
+    load_u8,
+    prefetch,
+    store_f32,
+    store_i8,
+)
 from cpu_experts.vectors import (
     add_floats,
+    add_words,
+    choose_lanes,
     dot_bytes,
     dot_words,
     fma,
+    lanes_constant,
     load,
     load256,
     load_floats,
     load_floats256,
+    multiply,
     multiply256,
     multiply_add16,
-    prefetch,
     splat_float,
     splat_float256,
     spread_floats,
+    store,
     store_floats,
     sum_floats,
     to_floats,
@@ -37,85 +51,158 @@ from cpu_experts.vectors import (
     zero_floats,
 )
 
-AHEAD = 4608  # bytes between a load and its prefetch: past the page, within the nearest cache
+# Bytes between a load and its prefetch. On the machines measured 1.5 to 2 KiB was best; past a page
+# (4.6 KB) a fifth was lost.
+AHEAD = 2048
 TOKENS = 8
+_ORDERS = 64 * TOKENS  # in scratch: the sums of the tokens, then constants
 
+_SIXTEENTHS0, _SIXTEENTHS1, _SIXTEENTHS2, _SIXTEENTHS3 = (
+    lanes_constant([4 * i + lane // 4 for lane in range(16)]) for i in range(4)
+)
 _FIRST, _SECOND, _THIRD, _FOURTH = (spread_floats([2 * i] * 8 + [2 * i + 1] * 8) for i in range(4))
 
 
 @njit
-def _start(n, sums):
+def _prefetch_first(start, end):
+    """The lines that the loop's own prefetches come too late for."""
+    for line in range(start, min(start + AHEAD, end), 64):
+        prefetch(line)
+
+
+@njit
+def _prefetch_block(block, n_bytes, end):
+    """A block's worth of lines, AHEAD of it; past `end` lies what another thread may be reading."""
+    place = min(block + AHEAD, end)
+    for line in range((n_bytes + 63) // 64):
+        prefetch(place + 64 * line)
+
+
+@njit
+def _clear_sums(n, sums):
     for t in range(n):
         store_floats(zero_floats(), sums + 64 * t)
 
 
 @njit
-def _finish(n, sums, out, out_stride):
+def _add_to_sum(place, value):
+    store_floats(add_floats(load_floats(place), value), place)
+
+
+@njit
+def _store_sums(n, sums, out, out_stride):
     for t in range(n):
         store_f32(out + t * out_stride, sum_floats(load_floats(sums + 64 * t)))
 
 
 @njit
-def _prefetch_block(block, n_bytes):
-    for line in range((n_bytes + 63) // 64):
-        prefetch(block + AHEAD + 64 * line)
+def _unknown_place(tmp):
+    """An address in scratch that LLVM cannot follow.
+
+    What it loads from there is no constant to it. It would join a shuffle by a constant with the
+    shuffle before it, into VPERMT2B or VPERMT2W: three times as long as VPSHUFB or VPERMD.
+    """
+    atomic_store(tmp, tmp + _ORDERS)
+    return atomic_load(tmp)
+
+
+@register_jitable
+def store_orders(orders):
+    """The lane orders that `spread_scales` uses: a scale for each 4 lanes."""
+    store(_SIXTEENTHS0(), orders)
+    store(_SIXTEENTHS1(), orders + 64)
+    store(_SIXTEENTHS2(), orders + 128)
+    store(_SIXTEENTHS3(), orders + 192)
+
+
+@register_jitable
+def spread_scales(scales, orders):
+    """16 scales, one per lane, as the four vectors that meet the dot products."""
+    return (
+        choose_lanes(scales, load(orders)),
+        choose_lanes(scales, load(orders + 64)),
+        choose_lanes(scales, load(orders + 128)),
+        choose_lanes(scales, load(orders + 192)),
+    )
+
+
+@njit(error_model="numpy")
+def _dot_integer(unpacked, act, b, scales, sums16):
+    """A superblock with integer scales against superblock b of one activation: 16 partial sums."""
+    u0, u1, u2, u3, s0, s1, s2, s3, offsets, d, d_offset = unpacked
+    q = act + 256 * b
+    even = dot_words(zero(), dot_bytes(zero(), u0, load(q)), s0)
+    odd = dot_words(zero(), dot_bytes(zero(), u1, load(q + 64)), s1)
+    even = dot_words(even, dot_bytes(zero(), u2, load(q + 128)), s2)
+    odd = dot_words(odd, dot_bytes(zero(), u3, load(q + 192)), s3)
+    scale = load_f32(act + scales + 4 * b)
+    total = multiply(to_floats(add_words(even, odd)), splat_float(d * scale))
+    back = to_floats256(multiply_add16(offsets, load256(act + sums16 + 32 * b)))
+    return fma(widen_floats(back), splat_float(-d_offset * scale), total)
 
 
 @njit(error_model="numpy")
 def rows_integer(
-    unpack, n_bytes, w, stride, row0, n_rows, cols, acts, n_tokens, out, out_stride, tmp
+    prepare, unpack, n_bytes, w, stride, row0, n_rows, cols, acts, n_tokens, out, out_stride, tmp
 ):
     """Superblocks whose scales are integers: the sub-block scales are applied in integers too.
 
-    unpack -> four vectors of bytes, four of scales (an int16 in each 32-bit lane: 4 products fit int16,
-    so VPDPWSSD multiplies and adds them in one step), sixteen int16 corrections for the sums of 16, and
-    the float factors of both.
+    unpack -> four vectors of bytes, four of scales (an int16 in each 32-bit lane: 4 products fit
+    int16, so VPDPWSSD multiplies and adds them in one step), sixteen int16 corrections for the sums
+    of 16, and the float factors of both.
     """
-    scales, sums16 = scales_offset(cols), sums16_offset(cols, 256)
+    start = w + row0 * stride
+    end = start + n_rows * stride
+    _prefetch_first(start, end)
+    orders = _unknown_place(tmp)
+    prepare(orders)
+    scales, sums16, blocks = scales_offset(cols), sums16_offset(cols, 256), cols // 256
+    if n_tokens == 1:
+        act = load_i64(acts)
+        for r in range(n_rows):
+            source = start + r * stride
+            total = zero_floats()
+            for b in range(blocks):
+                block = source + b * n_bytes
+                _prefetch_block(block, n_bytes, end)
+                total = add_floats(
+                    total, _dot_integer(unpack(block, orders), act, b, scales, sums16)
+                )
+            store_f32(out + 4 * r, sum_floats(total))
+        return
     for first in range(0, n_tokens, TOKENS):
         n = min(TOKENS, n_tokens - first)
         for r in range(n_rows):
-            source = w + (row0 + r) * stride
-            _start(n, tmp)
-            for b in range(cols // 256):
+            source = start + r * stride
+            _clear_sums(n, tmp)
+            for b in range(blocks):
                 block = source + b * n_bytes
-                _prefetch_block(block, n_bytes)
-                u0, u1, u2, u3, s0, s1, s2, s3, offsets, d, d_offset = unpack(block)
+                _prefetch_block(block, n_bytes, end)
+                unpacked = unpack(block, orders)
                 for t in range(n):
                     act = load_i64(acts + 8 * (first + t))
-                    q = act + 256 * b
-                    dot = dot_words(zero(), dot_bytes(zero(), u0, load(q)), s0)
-                    dot = dot_words(dot, dot_bytes(zero(), u1, load(q + 64)), s1)
-                    dot = dot_words(dot, dot_bytes(zero(), u2, load(q + 128)), s2)
-                    dot = dot_words(dot, dot_bytes(zero(), u3, load(q + 192)), s3)
-                    scale = load_f32(act + scales + 4 * b)
-                    total = load_floats(tmp + 64 * t)
-                    total = fma(to_floats(dot), splat_float(d * scale), total)
-                    back = to_floats256(multiply_add16(offsets, load256(act + sums16 + 32 * b)))
-                    total = fma(widen_floats(back), splat_float(-d_offset * scale), total)
-                    store_floats(total, tmp + 64 * t)
-            _finish(n, tmp, out + first * out_stride + 4 * r, out_stride)
+                    part = _dot_integer(unpacked, act, b, scales, sums16)
+                    _add_to_sum(tmp + 64 * t, part)
+            _store_sums(n, tmp, out + first * out_stride + 4 * r, out_stride)
 
 
 @njit(error_model="numpy")
-def _add_group(u0, u1, u2, u3, d, correction, n, acts, group, scales, sums32, narrow, tmp):
-    """256 weights with a float scale per 32 against n tokens."""
-    for t in range(n):
-        act = load_i64(acts + 8 * t)
-        q = act + 256 * group
-        if narrow:
-            scale = load_floats256(act + scales + 32 * group)
-        else:
-            scale = splat_float256(load_f32(act + scales + 4 * group))
-        factor = multiply256(d, scale)
-        total = load_floats(tmp + 64 * t)
-        total = fma(to_floats(dot_bytes(zero(), u0, load(q))), _FIRST(factor), total)
-        total = fma(to_floats(dot_bytes(zero(), u1, load(q + 64))), _SECOND(factor), total)
-        total = fma(to_floats(dot_bytes(zero(), u2, load(q + 128))), _THIRD(factor), total)
-        total = fma(to_floats(dot_bytes(zero(), u3, load(q + 192))), _FOURTH(factor), total)
-        sums = words_to_floats(act + sums32 + 16 * group)
-        back = multiply256(multiply256(correction, scale), sums)
-        store_floats(add_floats(total, widen_floats(back)), tmp + 64 * t)
+def _dot_scaled(unpacked, act, g, scales, sums32, narrow):
+    """256 weights with a float scale per 32 against group g of one activation: 16 partial sums."""
+    u0, u1, u2, u3, d, correction = unpacked
+    q = act + 256 * g
+    if narrow:
+        scale = load_floats256(act + scales + 32 * g)
+    else:
+        scale = splat_float256(load_f32(act + scales + 4 * g))
+    factor = multiply256(d, scale)
+    sums = words_to_floats(act + sums32 + 16 * g)
+    even = widen_floats(multiply256(multiply256(correction, scale), sums))
+    even = fma(to_floats(dot_bytes(zero(), u0, load(q))), _FIRST(factor), even)
+    odd = multiply(to_floats(dot_bytes(zero(), u1, load(q + 64))), _SECOND(factor))
+    even = fma(to_floats(dot_bytes(zero(), u2, load(q + 128))), _THIRD(factor), even)
+    odd = fma(to_floats(dot_bytes(zero(), u3, load(q + 192))), _FOURTH(factor), odd)
+    return add_floats(even, odd)
 
 
 @njit(error_model="numpy")
@@ -125,6 +212,7 @@ def _copy_tail(source, n_bytes, target, n_target):
         store_i8(target + i, load_u8(source + i))
     for i in range(n_bytes, n_target):
         store_i8(target + i, 0)
+    return target
 
 
 @njit(error_model="numpy")
@@ -133,29 +221,39 @@ def rows_scaled(
 ):
     """256 weights at a time with a float scale per 32; `block` values share an activation scale.
 
-    unpack -> four vectors of bytes, eight float scales, and eight float corrections: what the sum of a
-    sub-block's activations is multiplied with. Rows of 32-value blocks may end in a part of a group.
+    unpack -> four vectors of bytes, eight float scales, and eight float corrections: what the sum
+    of a sub-block's activations is multiplied with. Rows of 32-value blocks may end in a part of a
+    group.
     """
+    start = w + row0 * stride
+    end = start + n_rows * stride
+    _prefetch_first(start, end)
     narrow = block == 32
-    group_bytes = n_bytes * 8 if narrow else n_bytes
+    group = n_bytes * 8 if narrow else n_bytes
     scales, sums32 = scales_offset(cols), sums32_offset(cols, block)
     whole, rest = cols // 256, cols % 256 // 32 * n_bytes
-    tail = tmp + 64 * TOKENS
+    tail = tmp + _ORDERS
+    act = load_i64(acts)
     for first in range(0, n_tokens, TOKENS):
         n = min(TOKENS, n_tokens - first)
-        table = acts + 8 * first
         for r in range(n_rows):
-            source = w + (row0 + r) * stride
-            _start(n, tmp)
-            for g in range(whole):
-                place = source + g * group_bytes
-                _prefetch_block(place, group_bytes)
-                u0, u1, u2, u3, d, correction = unpack(place)
-                _add_group(u0, u1, u2, u3, d, correction, n, table, g, scales, sums32, narrow, tmp)
-            if rest:
-                _copy_tail(source + whole * group_bytes, rest, tail, group_bytes)
-                u0, u1, u2, u3, d, correction = unpack(tail)
-                _add_group(
-                    u0, u1, u2, u3, d, correction, n, table, whole, scales, sums32, narrow, tmp
-                )
-            _finish(n, tmp, out + first * out_stride + 4 * r, out_stride)
+            source = start + r * stride
+            _clear_sums(n, tmp)
+            total = zero_floats()
+            for g in range(whole + (rest > 0)):
+                place = source + g * group
+                _prefetch_block(place, group, end)
+                if g == whole:
+                    place = _copy_tail(place, rest, tail, group)
+                unpacked = unpack(place)
+                if n_tokens == 1:
+                    part = _dot_scaled(unpacked, act, g, scales, sums32, narrow)
+                    total = add_floats(total, part)
+                    continue
+                for t in range(n):
+                    one = load_i64(acts + 8 * (first + t))
+                    part = _dot_scaled(unpacked, one, g, scales, sums32, narrow)
+                    _add_to_sum(tmp + 64 * t, part)
+            if n_tokens == 1:
+                store_floats(total, tmp)
+            _store_sums(n, tmp, out + first * out_stride + 4 * r, out_stride)

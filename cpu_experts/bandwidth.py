@@ -1,0 +1,108 @@
+"""The limits that kernels are measured against: reading memory, and VNNI's multiplications.
+
+Both run in the same pool as the kernels, so that a share compares like with like on a noisy
+machine. The read limit is made of loads with prefetch that do nothing else; the VNNI peak of
+independent VPDPBUSD chains in registers.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numba import njit, types
+
+from cpu_experts.cache import c_function, entry
+from cpu_experts.memory import atomic_add, load_i64, prefetch
+from cpu_experts.pool import ITEM, pool_address, run_job
+from cpu_experts.vectors import dot_bytes, or_, splat_8_bytes, sum_floats, to_floats, xor
+
+_STEP = 1 << 20  # bytes of a read item
+_DISTANCES = (512, 1024, 2048, 4608)  # bytes between a load and its prefetch: the best counts
+_LOOPS = 1 << 14  # of 16 VPDPBUSD each, in an item
+_ADDRESS, _BYTES, _SINK, _AHEAD = 0, 8, 16, 24
+
+
+def _read_item(job, item, slot, scratch):
+    """Read one step; the sum goes where the compiler cannot see that nobody reads it."""
+    start = load_i64(job + _ADDRESS) + item * _STEP
+    ahead, total = load_i64(job + _AHEAD), 0
+    for line in range(0, min(_STEP, load_i64(job + _BYTES) - item * _STEP), 512):
+        for part in range(0, 512, 64):
+            prefetch(start + line + part + ahead)
+        for word in range(0, 512, 8):
+            total += load_i64(start + line + word)
+    atomic_add(job + _SINK, total)
+
+
+def _run(items, job, scratch, pool, code):
+    run_job(pool, code, job, items, scratch)
+
+
+_RUN = types.void(*[types.int64] * 5)
+
+
+def read_seconds(memory: np.ndarray, ahead: int = 1024) -> float:
+    """Seconds that the pool takes to read `memory` (uint8) once, prefetching `ahead` bytes."""
+    run, code = entry(_run, _RUN), c_function(_read_item, ITEM)
+    job, pool = np.zeros(8, dtype=np.int64), pool_address()
+    job[_ADDRESS // 8], job[_BYTES // 8] = memory.ctypes.data, memory.nbytes // 512 * 512
+    job[_AHEAD // 8] = ahead
+    start = time.perf_counter()
+    run(-(-memory.nbytes // _STEP), int(job.ctypes.data), 0, pool, code)
+    return time.perf_counter() - start
+
+
+def best_distance(memory: np.ndarray) -> int:
+    """The prefetch distance with which `memory` is read fastest, of the ones worth trying."""
+    return min(_DISTANCES, key=lambda ahead: read_seconds(memory, ahead))
+
+
+@njit(error_model="numpy")
+def _chains(loops, seed):
+    """`loops` times 16 VPDPBUSD in independent chains; a number that depends on all."""
+    u, s = splat_8_bytes(seed), splat_8_bytes(seed >> 1)
+    a0, a1, a2, a3, a4, a5, a6, a7 = u, u, u, u, u, u, u, u
+    b0, b1, b2, b3, b4, b5, b6, b7 = s, s, s, s, s, s, s, s
+    for _ in range(loops):
+        a0, a1, a2, a3 = (
+            dot_bytes(a0, u, s),
+            dot_bytes(a1, u, s),
+            dot_bytes(a2, u, s),
+            dot_bytes(a3, u, s),
+        )
+        a4, a5, a6, a7 = (
+            dot_bytes(a4, u, s),
+            dot_bytes(a5, u, s),
+            dot_bytes(a6, u, s),
+            dot_bytes(a7, u, s),
+        )
+        b0, b1, b2, b3 = (
+            dot_bytes(b0, u, s),
+            dot_bytes(b1, u, s),
+            dot_bytes(b2, u, s),
+            dot_bytes(b3, u, s),
+        )
+        b4, b5, b6, b7 = (
+            dot_bytes(b4, u, s),
+            dot_bytes(b5, u, s),
+            dot_bytes(b6, u, s),
+            dot_bytes(b7, u, s),
+        )
+    first = or_(or_(or_(a0, a1), or_(a2, a3)), or_(or_(a4, a5), or_(a6, a7)))
+    second = or_(or_(or_(b0, b1), or_(b2, b3)), or_(or_(b4, b5), or_(b6, b7)))
+    return np.int64(sum_floats(to_floats(xor(first, second))))
+
+
+def _multiply_item(job, item, slot, scratch):
+    atomic_add(job + _SINK, _chains(_LOOPS, load_i64(job + _ADDRESS) + item))
+
+
+def vnni_operations_per_second(items: int = 64) -> float:
+    """Byte multiplications and additions per second, all threads; for the avx512_vnni tier."""
+    run, code = entry(_run, _RUN), c_function(_multiply_item, ITEM)
+    job, pool = np.zeros(8, dtype=np.int64), pool_address()
+    run(items, int(job.ctypes.data), 0, pool, code)
+    start = time.perf_counter()
+    run(items, int(job.ctypes.data), 0, pool, code)
+    return items * _LOOPS * 16 * 64 * 2 / (time.perf_counter() - start)
