@@ -7,10 +7,11 @@ from numba import types
 
 from cpu_experts.cache import entry
 from cpu_experts.layout import row_stride
-from cpu_experts.quantise import prepare_rows
+from cpu_experts.quantise import prepare_rows, prepare_terms
 
 FLOAT32 = np.dtype(np.float32)
 _PREPARE = types.void(*[types.int64] * 6)
+_PREPARE_TERMS = types.void(*[types.int64] * 7)
 _row_stride = row_stride.py_func
 
 
@@ -28,27 +29,30 @@ class Activations:
 
     def __init__(self, x: np.ndarray) -> None:
         self.x = as_rows(x, x.shape[-1])
-        self._forms: dict[int, tuple[int, np.ndarray]] = {}
+        self._forms: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
 
     @property
     def shape(self) -> tuple[int, int]:
         """(T, cols)"""
         return self.x.shape[0], self.x.shape[1]
 
-    def table(self, kind: int) -> int:
-        """The address of T int64 row addresses of x in an activation kind."""
-        form = self._forms.get(kind)
+    def table(self, kind: int, terms: int = 1) -> int:
+        """The address of T * terms int64 row addresses of x in an activation kind."""
+        form = self._forms.get((kind, terms))
         if form is None:
-            form = self._forms[kind] = self._make(kind)
+            form = self._forms[kind, terms] = self._make(kind, terms)
         return form[0]
 
-    def _make(self, kind: int) -> tuple[int, np.ndarray]:
+    def _make(self, kind: int, terms: int) -> tuple[int, np.ndarray]:
         n_rows, cols = self.shape
         stride = _row_stride(kind, cols)
-        memory = np.empty(n_rows * (stride + 8) + 64, dtype=np.uint8)
+        residual = 4 * cols if terms == 2 else 0
+        memory = np.empty(n_rows * terms * (stride + 8) + residual + 64, dtype=np.uint8)
         rows = (int(memory.ctypes.data) + 63) // 64 * 64
-        table = rows + n_rows * stride
-        entry(prepare_rows.py_func, _PREPARE)(
-            kind, int(self.x.ctypes.data), n_rows, cols, rows, table
-        )
+        table = rows + n_rows * terms * stride
+        source = (kind, int(self.x.ctypes.data), n_rows, cols, rows, table)
+        if terms == 2:
+            entry(prepare_terms.py_func, _PREPARE_TERMS)(*source, table + 16 * n_rows)
+        else:
+            entry(prepare_rows.py_func, _PREPARE)(*source)
         return table, memory

@@ -11,11 +11,12 @@ from numba import njit, types
 from cpu_experts.activations import Activations, as_rows
 from cpu_experts.cache import c_function, entry
 from cpu_experts.cpu import tier
+from cpu_experts.formats import FLOAT
 from cpu_experts.kernels.registry import DEQUANT, kernel_address
 from cpu_experts.layout import row_stride
 from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32, store_i64
 from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
-from cpu_experts.quantise import prepare_rows
+from cpu_experts.quantise import prepare_rows, prepare_terms
 from cpu_experts.tensor import (
     AUX,
     BASES,
@@ -31,7 +32,7 @@ from cpu_experts.tensor import (
 from cpu_experts.workspace import WORKSPACE
 
 FEW_TOKENS = 8  # up to here the `rows` kernels are used, above it the `tiles` kernels
-_TINY = 1 << 17  # weights x tokens below which waking the pool costs more than it saves
+_TINY = 1 << 20  # weights x tokens below which waking the pool costs more than it saves
 # Fields of a job, int64 each, in the workspace.
 _WEIGHT, _TABLE, _TOKENS, _OUT, _OUT_STRIDE, _ROWS_PER_ITEM, _EXTRA = range(7)
 JOB_BYTES = 64
@@ -76,39 +77,61 @@ def rows_per_item(rows, row_bytes, threads):
     return max(32, (step + 31) // 32 * 32)
 
 
-def _product(x, out, weight, table, n_tokens, work, scratch, pool, item_code):
-    """x [n_tokens, n, cols] times the n matrices of `weight`; `table` 0: quantise x first."""
+def _product(x, out, weight, table, n_tokens, terms, work, scratch, pool, item_code):
+    """x [n_tokens, n, cols] times the n matrices of `weight`; `table` 0: quantise x first.
+
+    With two `terms` a token is two rows to the kernels, whose products are added at the end.
+    """
     count, rows = load_i64(weight + 8 * COUNT), load_i64(weight + 8 * N_ROWS)
     cols, kind = load_i64(weight + 8 * COLS), load_i64(weight + 8 * KIND)
+    source, target = np.int64(x.ctypes.data), np.int64(out.ctypes.data)
+    if terms == 2:
+        target = work + JOB_BYTES
+        work_end = target + (8 * n_tokens * rows * count + 63) // 64 * 64
+    else:
+        work_end = work + JOB_BYTES
     if table == 0:
-        table = work + JOB_BYTES
-        quantised = table + (8 * n_tokens * count + 63) // 64 * 64
-        if count == 1:
-            prepare_rows(kind, np.int64(x.ctypes.data), n_tokens, cols, quantised, table)
-        else:
-            _prepare_heads(kind, np.int64(x.ctypes.data), n_tokens, count, cols, quantised, table)
+        table = work_end
+        quantised = table + (8 * n_tokens * terms * count + 4 * cols + 127) // 64 * 64
+        _prepare_heads(kind, source, n_tokens, terms, count, cols, quantised, table)
+    n_tokens *= terms
     if rows * cols * count * n_tokens < _TINY:
         pool = 0
     step = rows_per_item(rows, load_i64(weight + 8 * STRIDE), thread_count(pool))
     store_i64(work + 8 * _WEIGHT, weight)
     store_i64(work + 8 * _TABLE, table)
     store_i64(work + 8 * _TOKENS, n_tokens)
-    store_i64(work + 8 * _OUT, np.int64(out.ctypes.data))
+    store_i64(work + 8 * _OUT, target)
     store_i64(work + 8 * _OUT_STRIDE, 4 * rows * count)
     store_i64(work + 8 * _ROWS_PER_ITEM, step)
     run_job(pool, item_code, work, count * ((rows + step - 1) // step), scratch)
+    if terms == 2:
+        _add_pairs(target, n_tokens // 2, rows * count, np.int64(out.ctypes.data))
 
 
 @njit(error_model="numpy")
-def _prepare_heads(kind, x, n_tokens, count, cols, quantised, table):
-    """Quantise x [T, n, cols] in place order; list the row addresses as [n, T]."""
-    stride = row_stride(kind, cols)
-    listed = table + 8 * n_tokens * count  # the end of the table: reused for the order of x
+def _add_pairs(pairs, n_rows, width, out):
+    """out[t] = pairs[2t] + pairs[2t + 1], rows of `width` float32."""
+    for t in range(n_rows):
+        first = pairs + 8 * t * width
+        for i in range(width):
+            value = load_f32(first + 4 * i) + load_f32(first + 4 * (width + i))
+            store_f32(out + 4 * (t * width + i), value)
+
+
+@njit(error_model="numpy")
+def _prepare_heads(kind, x, n_tokens, terms, count, cols, quantised, table):
+    """Quantise x [T, n, cols] in place order; list the row addresses as [n, T, terms]."""
+    stride = row_stride(kind, cols) * terms
+    residual = table + 8 * n_tokens * terms * count
     for t in range(n_tokens):
         for h in range(count):
             row = t * count + h
-            prepare_rows(kind, x + 4 * row * cols, 1, cols, quantised + row * stride, listed)
-            store_i64(table + 8 * (h * n_tokens + t), load_i64(listed))
+            source, listed = x + 4 * row * cols, table + 8 * terms * (h * n_tokens + t)
+            if terms == 2:
+                prepare_terms(kind, source, 1, cols, quantised + row * stride, listed, residual)
+            else:
+                prepare_rows(kind, source, 1, cols, quantised + row * stride, listed)
 
 
 def _transposed_item(job, item, slot, scratch):
@@ -167,7 +190,8 @@ def _product_transposed(x, out, weight, n_tokens, work, scratch, pool, item_code
 
 
 _ARRAY = types.Array(types.float32, 2, "C", aligned=True)
-_PRODUCT = types.void(_ARRAY, _ARRAY, *[types.int64] * 7)
+_PRODUCT = types.void(_ARRAY, _ARRAY, *[types.int64] * 8)
+_TRANSPOSED = types.void(_ARRAY, _ARRAY, *[types.int64] * 7)
 
 
 @cache
@@ -178,24 +202,26 @@ def plain() -> tuple[Callable[..., None], int]:
 
 @cache
 def transposed() -> tuple[Callable[..., None], int]:
-    return entry(_product_transposed, _PRODUCT), c_function(_transposed_item, ITEM)
+    return entry(_product_transposed, _TRANSPOSED), c_function(_transposed_item, ITEM)
 
 
 def matmul(
-    x: np.ndarray | Activations, w: QuantTensor, out: np.ndarray | None = None
+    x: np.ndarray | Activations, w: QuantTensor, out: np.ndarray | None = None, terms: int = 1
 ) -> np.ndarray:
     """x [T, cols] times one matrix (rows, cols), transposed: float32 [T, rows].
 
-    Quantised weights meet int8 activations, float weights float32 ones. Pass an `Activations` when
-    several matrices read the same x. `out`: float32 [T, rows], C-contiguous. ValueError on shapes.
+    Quantised weights meet int8 activations, float weights float32 ones. With two `terms` the int8
+    row is joined by a second one, of what its rounding left: about 15 bits, at twice the dot
+    products but the same reading of weights. Pass an `Activations` when several matrices read the
+    same x. `out`: float32 [T, rows], C-contiguous. ValueError on shapes.
     """
     if w.count != 1:
         raise ValueError(f"matmul needs one matrix, not {w}; see matmul_stack")
-    table = 0
+    table, terms = 0, _terms(w, terms)
     if isinstance(x, Activations):
         if x.shape[1] != w.cols:
             raise ValueError(f"the input has {x.shape[1]} columns; {w} reads {w.cols}")
-        table, rows = x.table(w.format.activation), x.x
+        table, rows = x.table(w.format.activation, terms), x.x
     else:
         rows = as_rows(x, w.cols)
     n_tokens = len(rows)
@@ -203,8 +229,13 @@ def matmul(
         out = np.empty((n_tokens, w.rows), dtype=np.float32)
     else:
         check_out(out, (n_tokens, w.rows))
-    _run(rows, out, w, table, n_tokens)
+    _run(rows, out, w, table, n_tokens, terms)
     return out
+
+
+def _terms(w: QuantTensor, terms: int) -> int:
+    """Float activations are whole: one term."""
+    return 1 if w.format.activation == FLOAT else terms
 
 
 def check_out(out: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -213,14 +244,21 @@ def check_out(out: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"out must be a writeable C-contiguous float32 array of shape {shape}")
 
 
-def _run(x: np.ndarray, out: np.ndarray, w: QuantTensor, table: int, n_tokens: int) -> None:
+def _run(
+    x: np.ndarray, out: np.ndarray, w: QuantTensor, table: int, n_tokens: int, terms: int
+) -> None:
     if n_tokens == 0:
         return
-    size = JOB_BYTES + n_tokens * w.count * (w.activation_stride + 16) + 128
-    work = WORKSPACE.at_least(size if table == 0 else JOB_BYTES)
+    n_rows = n_tokens * w.count * terms
+    size = JOB_BYTES + 256
+    if table == 0:
+        size += n_rows * (w.activation_stride + 16) + 4 * w.cols
+    if terms == 2:
+        size += 4 * n_rows * w.rows
+    work = WORKSPACE.at_least(size)
     product, item_code = plain()
     pool = pool_address()
-    product(x, out, w.address, table, n_tokens, work, WORKSPACE.scratch, pool, item_code)
+    product(x, out, w.address, table, n_tokens, terms, work, WORKSPACE.scratch, pool, item_code)
 
 
 def _heads(x: np.ndarray, count: int, width: int) -> np.ndarray:
@@ -230,11 +268,14 @@ def _heads(x: np.ndarray, count: int, width: int) -> np.ndarray:
     return as_rows(x.reshape(len(x), count * width), count * width)
 
 
-def matmul_stack(x: np.ndarray, w: QuantTensor) -> np.ndarray:
-    """Head h of x meets matrix h: x [T, n, cols], w (n, rows, cols) -> float32 [T, n, rows]."""
+def matmul_stack(x: np.ndarray, w: QuantTensor, terms: int = 1) -> np.ndarray:
+    """Head h of x meets matrix h: x [T, n, cols], w (n, rows, cols) -> float32 [T, n, rows].
+
+    `terms` as in matmul.
+    """
     rows = _heads(x, w.count, w.cols)
     out = np.empty((len(x), w.count * w.rows), dtype=np.float32)
-    _run(rows, out, w, 0, len(x))
+    _run(rows, out, w, 0, len(x), _terms(w, terms))
     return out.reshape(len(x), w.count, w.rows)
 
 
