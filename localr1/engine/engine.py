@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+import cpu_experts
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
@@ -20,6 +21,7 @@ from localr1.models.deepseek import Transformer
 _SUPER_CHUNK = (
     32_768  # tokens that pass through one layer before the next: design of layer-major prefill
 )
+_TINY_ATTENTION = 1 << 22  # multiplications of a layer below which torch's threads cost time
 _MIN_PROGRESS = 64  # shorter prompts are read before a person could see a bar
 
 
@@ -48,6 +50,7 @@ class Engine:
         that.
         """
         self._check(ids)
+        torch.set_num_threads(cpu_experts.get_threads())
         self._truncate(min(_common_prefix(self.ids, ids), len(ids) - 1))
         start, n_layers = self.position, len(self.model.blk)
         while self.position < len(ids):
@@ -69,6 +72,10 @@ class Engine:
         """Append one token to the cache; the logits `[1, vocab]` behind it."""
         if self.position >= self.max_context:
             raise self._full(self.position + 1)
+        config = self.model.config
+        latent = config.n_heads * config.kv_lora_rank
+        big = self.position * latent > _TINY_ATTENTION
+        torch.set_num_threads(cpu_experts.get_threads() if big else 1)
         with torch.inference_mode():
             x = self.model.token_embd([token])
             for block in self.model.blk:

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import torch
 
 import cpu_experts
 from localr1.engine.engine import Engine
-from localr1.errors import DoesNotFit, LocalR1Error, Unsupported
+from localr1.errors import USAGE, DoesNotFit, LocalR1Error
 from localr1.events import Progress
 from localr1.models.config import ModelConfig
 from localr1.models.deepseek import Transformer
 from localr1.models.gguf import GGUFFile
 from localr1.models.kv_cache import KVCache
 from localr1.models.safetensors import HFFolder
+from localr1.models.shapes import check_shapes
 from localr1.models.template import ChatTemplate
 from localr1.models.tokenizer import Tokenizer
 
@@ -68,26 +68,12 @@ def load_engine(
     (default: what is free). Raises DoesNotFit before anything big is allocated.
     """
     context = _context(config, context)
+    formats = check_shapes(config, source)
     _check_room(source, config, context, ram)
     cpu_experts.set_threads(threads)
-    torch.set_num_threads(cpu_experts.get_threads())
-    try:
-        formats = {source[name].format.name for name in source.names()}
-    except cpu_experts.UnsupportedFormat as error:
-        raise Unsupported(str(error), "localr1 show MODEL lists the formats of a file") from error
     for done, total in cpu_experts.warmup(sorted(formats)):
         report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
-    model = _build(config, source, context)
-    return Engine(model, stop_ids, context)
-
-
-def _build(config: ModelConfig, source: Source, context: int) -> Transformer:
-    try:
-        return Transformer(config, source, context)
-    except KeyError as error:
-        name = error.args[0]
-        hint = "the file is incomplete: get it again, or check it with localr1 verify"
-        raise LocalR1Error(f"{source.path.name} has no tensor {name}", hint) from error
+    return Engine(Transformer(config, source, context), stop_ids, context)
 
 
 def _context(config: ModelConfig, asked: int | None) -> int:
@@ -95,7 +81,7 @@ def _context(config: ModelConfig, asked: int | None) -> int:
         return min(config.max_context, DEFAULT_CONTEXT)
     if not 1 < asked <= config.max_context:
         hint = f"--context goes from 2 to {config.max_context:,}"
-        raise LocalR1Error(f"this model cannot hold a context of {asked:,} tokens", hint, 2)
+        raise LocalR1Error(f"this model cannot hold a context of {asked:,} tokens", hint, USAGE)
     return asked
 
 

@@ -16,7 +16,7 @@ from localr1.models.attention import MLA
 from localr1.models.config import ModelConfig
 from localr1.models.experts import MLP, Experts
 from localr1.models.kv_cache import KVCache
-from localr1.models.linear import Embedding, Linear, Weights, as_stack, float_tensor
+from localr1.models.linear import Embedding, Linear, Weights, float_tensor
 from localr1.models.norm import RMSNorm
 from localr1.models.rope import Rope
 
@@ -76,7 +76,7 @@ class MoE:
 def _bank(weights: Weights, prefix: str, suffix: str) -> ExpertBank:
     """The gate, up and down matrices of an FFN; a dense one is a bank of one expert."""
     gate, up, down = (weights[f"{prefix}.ffn_{m}{suffix}.weight"] for m in ("gate", "up", "down"))
-    return ExpertBank(as_stack(gate), as_stack(up), as_stack(down))
+    return ExpertBank(gate, up, down)
 
 
 class Block:

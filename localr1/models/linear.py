@@ -29,13 +29,6 @@ def float_tensor(weight: QuantTensor) -> torch.Tensor:
     return torch.from_numpy(weight.dequantize())
 
 
-def as_stack(weight: QuantTensor) -> QuantTensor:
-    """A matrix as a stack of one."""
-    if len(weight.shape) == 3:
-        return weight
-    return QuantTensor(weight.format, (1, *weight.shape), weight.parts, weight.scales)
-
-
 class Linear:
     """`y = x @ weight.T` for a weight of shape (rows, cols)."""
 

@@ -2,10 +2,11 @@
 file.
 
 The reference is the file's own weights, dequantised, in float64 by transformers. The text is
-tiny-r1's own: its problems, and its greedy answers to them.
+conversations of tiny-r1's kind: its held-out problems with their answers.
 """
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,32 @@ import torch
 
 import localr1
 from localr1.chat.transcript import Message
+from localr1.engine.load import open_source, read_text
 from tests import oracles, toy
 
 PROBLEMS = Path(__file__).parents[1] / "data" / "eval.jsonl"
-N_TOKENS = 4096
 ALLOWED = (1.05, 1e-7)  # times llama.cpp's divergence, plus
 
 
 @pytest.fixture(scope="module")
 def text() -> list[list[int]]:
-    """At least 4,096 tokens of tiny-r1 solving its problems, in sequences of up to 600."""
-    llm = localr1.load("tiny-r1")
-    greedy = localr1.SamplingParams(temperature=0, max_tokens=500)
+    """At least 4,096 tokens: conversations of 16 problems and answers, some 450 tokens each."""
+    _, template = read_text(open_source(toy.TINY_R1))
     problems = [json.loads(line) for line in PROBLEMS.read_text("utf-8").splitlines()]
-    sequences: list[list[int]] = []
-    for problem in problems[::5]:
-        prompt = llm.template.encode([Message("user", problem["prompt"])]).ids
-        sequences.append([*prompt, *llm.generate(prompt, greedy)])
-        if sum(map(len, sequences)) >= N_TOKENS:
-            return sequences
-    raise AssertionError("the problems are too few for the text")
+    random.Random(0).shuffle(problems)
+    sequences = []
+    for i in range(0, len(problems), 16):
+        turns = [
+            message
+            for problem in problems[i : i + 16]
+            for message in (
+                Message("user", problem["prompt"]),
+                Message("assistant", problem["reference"]),
+            )
+        ]
+        sequences.append(template.encode(turns, add_generation_prompt=False).ids)
+    assert sum(map(len, sequences)) >= 4096
+    return sequences
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,6 @@ def test_divergence_is_at_most_llama_cpps(kind, layout, text, floats, tmp_path):
     llm = localr1.load(path)
     own = oracles.mean_kl(reference, [llm.logits(ids) for ids in text])
     theirs = oracles.mean_kl(reference, oracles.llama_cpp_logits(path, text))
-    print(f"{kind} {layout}: mean KL {own:.3g}, llama.cpp {theirs:.3g} ({own / theirs:.2f} x)")
+    print(f"\n{kind} {layout}: mean KL {own:.3g}, llama.cpp {theirs:.3g} ({own / theirs:.2f} x)")
     assert np.isfinite(own)
     assert own <= ALLOWED[0] * theirs + ALLOWED[1]
