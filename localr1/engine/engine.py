@@ -14,7 +14,7 @@ import torch
 
 import cpu_experts
 from localr1.engine.sampler import Sampler, SamplingParams
-from localr1.errors import ContextFull, LocalR1Error
+from localr1.errors import BadFile, ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
 from localr1.models.deepseek import Transformer
 
@@ -106,7 +106,7 @@ class Engine:
         sampler, written = Sampler(params, ids), 0
         self.finish_reason = "interrupted"
         while True:
-            token = sampler(logits[0].numpy())
+            token = sampler(_finite(logits)[0])
             ended = token in self.stop_ids
             written += not ended
             self.stats = GenerationStats(
@@ -142,7 +142,7 @@ class Engine:
                 for block in self.model.blk:
                     x = block(x, self.cache)
                 self._commit(chunk)
-                out.append(self.model.head(x).numpy())
+                out.append(_finite(self.model.head(x)))
         return (
             np.concatenate(out) if out else np.empty((0, self.model.config.vocab_size), np.float32)
         )
@@ -173,6 +173,14 @@ class Engine:
     def _truncate(self, length: int) -> None:
         self.cache.truncate(length)
         del self.ids[length:]
+
+
+def _finite(logits: torch.Tensor) -> np.ndarray:
+    """The logits as numpy's; damaged weights are found here, before they choose a token."""
+    if not bool(logits.isfinite().all()):
+        hint = "its weights are damaged: localr1 verify MODEL compares them with the original"
+        raise BadFile("the model computes numbers that are not finite", hint)
+    return logits.numpy()
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
