@@ -23,11 +23,11 @@ import psutil
 import torch
 
 import localr1
-from localr1.engine.load import Source, open_source
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import LocalR1Error
 from localr1.llm import LLM
 from localr1.models.config import ModelConfig
+from localr1.models.source import Source, open_source
 from localr1.progress import ProgressLine
 
 ROUNDS = 5

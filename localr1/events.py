@@ -1,4 +1,4 @@
-"""What happens during a turn, as a stream of values: one source for every view (terminal, pipe, JSON).
+"""What happens during a turn, as a stream of values: one source for terminal, pipe and JSON.
 
 A `Session` yields them; the loader and the prompt reader yield the same `Progress`.
 """

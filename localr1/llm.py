@@ -10,10 +10,11 @@ import numpy as np
 from localr1 import registry
 from localr1.chat.session import Session
 from localr1.engine.engine import Engine
-from localr1.engine.load import Report, load_engine, open_source, read_config, read_text
+from localr1.engine.load import Report, load_engine
 from localr1.engine.sampler import SamplingParams
 from localr1.errors import LocalR1Error, Unsupported
 from localr1.events import Progress
+from localr1.models.source import open_source, read_config, read_text
 from localr1.models.tokenizer import Detokenizer
 
 _UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}

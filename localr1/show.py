@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from localr1.errors import LocalR1Error
-from localr1.models.config import ModelConfig
 from localr1.models.ggml_types import type_name
 from localr1.models.gguf import GGUFFile
-from localr1.models.safetensors import HFFolder
+from localr1.models.source import Source, open_source, read_config
 from localr1.registry import ModelEntry, Resolved, entries
 
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -66,14 +65,9 @@ def listing_text(models: list[dict[str, Any]]) -> str:
 
 def facts(model: Resolved) -> dict[str, Any]:
     """Everything `show` knows of a model, as JSON types. Raises what opening its files raises."""
-    source: GGUFFile | HFFolder
-    if model.path.is_dir():
-        source, metadata = HFFolder.open(model.path), {}
-        config = ModelConfig.from_hf(source.config)
-    else:
-        source = GGUFFile.open(model.path)
-        metadata = source.metadata
-        config = ModelConfig.from_gguf(metadata, source.tensors)
+    source = open_source(model.path)
+    config = read_config(source)
+    metadata = source.metadata if isinstance(source, GGUFFile) else {}
     entry, formats = model.entry, _formats(source)
     return {
         "name": model.name,
@@ -90,7 +84,7 @@ def facts(model: Resolved) -> dict[str, Any]:
     }
 
 
-def _formats(source: GGUFFile | HFFolder) -> list[dict[str, Any]]:
+def _formats(source: Source) -> list[dict[str, Any]]:
     """Tensors, parameters and bytes by format, the largest first. Bytes are null where unknown."""
     tensors: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
     for name in source.names():
@@ -114,7 +108,7 @@ def _formats(source: GGUFFile | HFFolder) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -int(row["parameters"] or 0))
 
 
-def _has_template(source: GGUFFile | HFFolder) -> bool:
+def _has_template(source: Source) -> bool:
     if isinstance(source, GGUFFile):
         return bool(source.metadata.get("tokenizer.chat_template"))
     if source.path.joinpath("chat_template.jinja").is_file():

@@ -1,55 +1,27 @@
-"""From a path to an engine: open the files, check that they fit, compile what they need, build the
-model.
-"""
+"""From open files to an engine: check that they fit, compile what they need, build the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
 import cpu_experts
 from localr1.engine.engine import Engine
-from localr1.errors import USAGE, DoesNotFit, LocalR1Error
+from localr1.errors import USAGE, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models.config import ModelConfig
 from localr1.models.deepseek import Transformer
-from localr1.models.gguf import GGUFFile
 from localr1.models.kv_cache import KVCache
-from localr1.models.safetensors import HFFolder
 from localr1.models.shapes import check_shapes
-from localr1.models.template import ChatTemplate
-from localr1.models.tokenizer import Tokenizer
+from localr1.models.source import Source
 
-Source = GGUFFile | HFFolder
 Report = Callable[[Progress], None]
 
 DEFAULT_CONTEXT = 16_384
 _WORKSPACE_BYTES = (
     512 << 20
 )  # activations, temporaries and the compiled code; measured on R1's shapes
-
-
-def open_source(path: Path) -> Source:
-    """The weights at `path`: a GGUF file (any shard of a split one) or a HF folder."""
-    return HFFolder.open(path) if path.is_dir() else GGUFFile.open(path)
-
-
-def read_config(source: Source) -> ModelConfig:
-    """The model's sizes, from either kind of file. Raises Unsupported for other architectures."""
-    if isinstance(source, GGUFFile):
-        return ModelConfig.from_gguf(source.metadata, source.tensors)
-    return ModelConfig.from_hf(source.config)
-
-
-def read_text(source: Source) -> tuple[Tokenizer, ChatTemplate]:
-    """Tokenizer and chat template of the model."""
-    if isinstance(source, GGUFFile):
-        tokenizer = Tokenizer.from_gguf(source.metadata)
-        return tokenizer, ChatTemplate.from_gguf(source.metadata, tokenizer)
-    tokenizer = Tokenizer.from_folder(source.path)
-    return tokenizer, ChatTemplate.from_folder(source.path, tokenizer)
 
 
 def load_engine(
@@ -71,8 +43,11 @@ def load_engine(
     formats = check_shapes(config, source)
     _check_room(source, config, context, ram)
     cpu_experts.set_threads(threads)
-    for done, total in cpu_experts.warmup(sorted(formats)):
-        report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
+    try:
+        for done, total in cpu_experts.warmup(sorted(formats)):
+            report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
+    except cpu_experts.UnsupportedISA as error:
+        raise Unsupported(str(error), "unset LOCALR1_ISA to let the processor choose") from error
     return Engine(Transformer(config, source, context), stop_ids, context)
 
 

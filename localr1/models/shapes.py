@@ -24,9 +24,9 @@ class WeightFile(Protocol):
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Name -> shape of the weights that the model may have, both layouts of `attn_kv_b` included."""
+    """Name -> shape of all weights the model may have, both layouts of `attn_kv_b` included."""
     c = config
-    shapes = {
+    shapes: dict[str, Shape] = {
         "token_embd.weight": (c.vocab_size, c.hidden_size),
         "output_norm.weight": (1, c.hidden_size),
         "output.weight": (c.vocab_size, c.hidden_size),

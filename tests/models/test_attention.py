@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from localr1.engine.load import open_source, read_config
 from localr1.models import attention
 from localr1.models.deepseek import Transformer
+from localr1.models.source import open_source, read_config
 from tests import toy
 
 

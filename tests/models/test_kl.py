@@ -15,7 +15,7 @@ import torch
 
 import localr1
 from localr1.chat.transcript import Message
-from localr1.engine.load import open_source, read_text
+from localr1.models.source import open_source, read_text
 from tests import oracles, toy
 
 PROBLEMS = Path(__file__).parents[1] / "data" / "eval.jsonl"
