@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from cpu_experts.activations import Activations
 from cpu_experts.bank import ExpertBank
+from cpu_experts.bench import bench_kernels
 from cpu_experts.cpu import UnsupportedISA, tier
 from cpu_experts.formats import FORMATS, QuantFormat, UnsupportedFormat, format_of
 from cpu_experts.matmul import matmul, matmul_stack, matmul_stack_t
@@ -29,6 +30,7 @@ __all__ = [
     "QuantTensor",
     "UnsupportedFormat",
     "UnsupportedISA",
+    "bench_kernels",
     "format_of",
     "get_threads",
     "matmul",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 from numba import types
 
@@ -22,6 +25,18 @@ def as_rows(x: np.ndarray, cols: int) -> np.ndarray:
     if x.dtype is FLOAT32 and x.flags.carray:
         return x
     return np.require(x, dtype=np.float32, requirements=("C", "A", "W"))
+
+
+@cache
+def one_term() -> Callable[..., None]:
+    """`prepare_rows`, compiled or loaded once."""
+    return entry(prepare_rows.py_func, _PREPARE)
+
+
+@cache
+def two_terms() -> Callable[..., None]:
+    """`prepare_terms`, compiled or loaded once."""
+    return entry(prepare_terms.py_func, _PREPARE_TERMS)
 
 
 class Activations:
@@ -52,7 +67,7 @@ class Activations:
         table = rows + n_rows * terms * stride
         source = (kind, int(self.x.ctypes.data), n_rows, cols, rows, table)
         if terms == 2:
-            entry(prepare_terms.py_func, _PREPARE_TERMS)(*source, table + 16 * n_rows)
+            two_terms()(*source, table + 16 * n_rows)
         else:
-            entry(prepare_rows.py_func, _PREPARE)(*source)
+            one_term()(*source)
         return table, memory

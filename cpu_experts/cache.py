@@ -56,11 +56,14 @@ def use_own_folder() -> str:
 
 
 @cache
-def _compile(function: Callable[..., Any], kind: str, signature: Any) -> Any:
+def _compile(function: Callable[..., Any], kind: str, signature: Any, reorder: bool = False) -> Any:
     use_own_folder()
     if kind == "c":
         return numba.cfunc(signature, cache=True, error_model="numpy")(function)
-    return numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+    fastmath = {"reassoc", "contract"} if reorder else False
+    return numba.njit(signature, nogil=True, cache=True, error_model="numpy", fastmath=fastmath)(
+        function
+    )
 
 
 def c_function(function: Callable[..., Any], signature: Any) -> int:
@@ -69,8 +72,13 @@ def c_function(function: Callable[..., Any], signature: Any) -> int:
         return int(_compile(function, "c", signature).address)
 
 
-def entry(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
-    """`function` compiled for calls from Python with the GIL released; compiled or loaded once."""
+def entry(
+    function: Callable[..., Any], signature: Any, reorder: bool = False
+) -> Callable[..., Any]:
+    """`function` compiled for calls from Python with the GIL released; compiled or loaded once.
+
+    `reorder` lets sums be taken in another order, so that they become vector instructions.
+    """
     with _LOCK:
-        compiled: Callable[..., Any] = _compile(function, "py", signature)
+        compiled: Callable[..., Any] = _compile(function, "py", signature, reorder)
         return compiled

@@ -31,7 +31,7 @@ from cpu_experts.tensor import (
 )
 from cpu_experts.workspace import WORKSPACE
 
-FEW_TOKENS = 8  # up to here the `rows` kernels are used, above it the `tiles` kernels
+FEW_TOKENS = 2  # up to here the `rows` kernels are used, above it the `tiles` kernels
 _TINY = 1 << 20  # weights x tokens below which waking the pool costs more than it saves
 # Fields of a job, int64 each, in the workspace.
 _WEIGHT, _TABLE, _TOKENS, _OUT, _OUT_STRIDE, _ROWS_PER_ITEM, _EXTRA = range(7)

@@ -332,6 +332,20 @@ sum_floats = operation(types.float32, (FLOATS,), _sum)
 words_to_floats = operation(FLOATS256, (ADDRESS,), _words_to_floats)
 
 
+def _halves_to_floats(builder: Any, value: Any) -> Any:
+    halves = builder.bitcast(builder.trunc(value, vector(I16, 16)), vector(F16, 16))
+    return builder.fpext(halves, vector(F32, 16))
+
+
+halves_to_floats = operation(FLOATS, (INTS,), _halves_to_floats)  # the low 16 bits of each lane
+
+
+def shift_right32(count: int) -> Any:
+    """An operation: 32-bit lanes shifted right."""
+    by = constant(I32, [count] * 16)
+    return operation(INTS, (INTS,), lambda b, x: b.lshr(x, by))
+
+
 def spread_floats(which: list[int]) -> Any:
     """An operation: 16 chosen lanes of 8 floats."""
     return operation(FLOATS, (FLOATS256,), partial(shuffle, lanes=which))

@@ -12,18 +12,33 @@ from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.tile_code import (
+    PANEL_MINIMA,
+    PANEL_SCALES,
+    tile_product,
+    transpose_heads,
+    transpose_pieces,
+)
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_constant,
+    halves_to_floats,
     load,
     load_twice256,
     look_up_bytes,
     low_half,
     mask_bytes,
+    mask_lanes,
+    multiply,
+    or_,
     shift_right16,
+    shift_right32,
     splat_8_bytes,
     store,
+    store_floats,
+    to_floats,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -135,6 +150,81 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         store_orders,
         unpack_vectors,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_TRANSPOSE = transpose_pieces(1, 0)
+_DOWN, _SIX, _TOP, _BYTE = (
+    shift_right16(4, 4, 4, 4),
+    mask_bytes(63),
+    mask_bytes(0x30),
+    mask_lanes(255),
+)
+_BY2, _BY8, _BY16, _BY24 = (shift_right32(count) for count in (2, 8, 16, 24))
+
+_BIG, _SMALL = (tile_product(n, 32, minima=True, narrow=False) for n in (8, 4))
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel, tmp):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    fill_nibbles(block + 16, stride, last, panel, tmp)
+    fill_scales(block, stride, last, panel, tmp)
+
+
+@register_jitable
+def fill_nibbles(quants, stride, last, panel, tmp):
+    """128 bytes of nibbles of each row, as quads of values."""
+    _TRANSPOSE(quants, stride, (last, tmp))
+    _TRANSPOSE(quants + 64, stride, (last, tmp + 1024))
+    for j in range(32):
+        both, place = load(tmp + 64 * j), panel + 64 * (16 * (j // 8) + j % 8)
+        store(_LOW(both), place)
+        store(_LOW(_DOWN(both)), place + 512)
+
+
+@register_jitable
+def _fill_four(packed, factor, target):
+    """Four bytes of every row as four vectors of scales."""
+    store_floats(multiply(to_floats(_BYTE(packed)), factor), target)
+    store_floats(multiply(to_floats(_BYTE(_BY8(packed))), factor), target + 64)
+    store_floats(multiply(to_floats(_BYTE(_BY16(packed))), factor), target + 128)
+    store_floats(multiply(to_floats(_BY24(packed)), factor), target + 192)
+
+
+@register_jitable
+def fill_scales(block, stride, last, panel, tmp):
+    """Scales and minima of all rows at once: the arithmetic of `unpack_scales`, a row per lane."""
+    transpose_heads(block, stride, (last, tmp))
+    heads, a, b, c = load(tmp), load(tmp + 64), load(tmp + 128), load(tmp + 192)
+    d, dmin = halves_to_floats(heads), halves_to_floats(_BY16(heads))
+    _fill_four(_SIX(a), d, panel + PANEL_SCALES)
+    _fill_four(or_(_LOW(c), _TOP(_BY2(a))), d, panel + PANEL_SCALES + 256)
+    _fill_four(_SIX(b), dmin, panel + PANEL_MINIMA)
+    _fill_four(or_(_LOW(_DOWN(c)), _TOP(_BY2(b))), dmin, panel + PANEL_MINIMA + 256)
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        32,
+        0,
         w,
         stride,
         row0,

@@ -12,6 +12,8 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.tile_code import PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i8, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
@@ -21,10 +23,15 @@ from cpu_experts.vectors import (
     load_twice256,
     mask_bytes,
     mask_lanes,
+    multiply,
     or_,
     shift_left16,
     shift_left16_256,
     shift_right16,
+    splat_float,
+    store,
+    store_floats,
+    to_floats,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -102,6 +109,58 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         store_orders,
         unpack_vectors,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_TRANSPOSE = transpose_pieces(1, 0)
+_BY4, _BY2 = shift_left16(4, 4, 4, 4), shift_left16(2, 2, 2, 2)
+_DOWN2 = shift_right16(2, 2, 2, 2)
+
+_BIG, _SMALL = (tile_product(n, 16, minima=False, narrow=False) for n in (6, 3))
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel, tmp):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    _TRANSPOSE(block, stride, (last, tmp))
+    _TRANSPOSE(block + 64, stride, (last, tmp + 1024))
+    _TRANSPOSE(block + 128, stride, (last, tmp + 2048))
+    for half in range(2):
+        for i in range(8):
+            first, second = load(tmp + 1024 * half + 64 * i), load(tmp + 1024 * half + 64 * i + 512)
+            high, place = load(tmp + 2048 + 512 * half + 64 * i), panel + 2048 * half + 64 * i
+            store(or_(_LOW(first), _HIGH(_BY4(high))), place)
+            store(or_(_LOW(second), _HIGH(_BY2(high))), place + 512)
+            store(or_(_LOW(_DOWN(first)), _HIGH(high)), place + 1024)
+            store(or_(_LOW(_DOWN(second)), _HIGH(_DOWN2(high))), place + 1536)
+    for r in range(16):
+        source = block + min(r, last) * stride
+        scales = to_floats(load_i8_as_32(source + 192))
+        store_floats(multiply(scales, splat_float(load_half(source + 208))), tmp + 64 * r)
+    _TRANSPOSE(tmp, 64, (15, panel + PANEL_SCALES))
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        16,
+        32,
         w,
         stride,
         row0,

@@ -1,0 +1,141 @@
+"""Measure kernels against limits taken in the same rounds: rows for a card, no printing.
+
+Decode is a whole MoE layer of R1's shape for one token, over experts that lie further apart than
+any cache keeps them; its limit is reading as many bytes. Prefill is 512 tokens through one gate
+matrix; its limit is the VNNI peak.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from cpu_experts.activations import Activations
+from cpu_experts.bandwidth import best_distance, read_seconds, vnni_operations_per_second
+from cpu_experts.bank import ExpertBank
+from cpu_experts.cpu import tier
+from cpu_experts.formats import FLOAT, FORMATS
+from cpu_experts.matmul import matmul
+from cpu_experts.moe import moe_forward
+from cpu_experts.pool import get_threads
+from cpu_experts.tensor import QuantTensor
+
+HIDDEN, INTER, SLOTS = 7168, 2048, 8  # R1's experts
+PREFILL_TOKENS = 512
+
+
+def _memory(n_bytes: int) -> np.ndarray:
+    """Random bytes below 56: whatever they are as a float16 scale, it is a small normal number."""
+    pattern = np.random.default_rng(0).integers(0, 56, 1 << 24, dtype=np.uint8)
+    memory = np.empty(n_bytes, dtype=np.uint8)
+    for start in range(0, n_bytes, pattern.size):
+        part = memory[start : start + pattern.size]
+        part[:] = pattern[: part.size]
+    return memory
+
+
+def make_bank(name: str, memory: np.ndarray) -> ExpertBank:
+    """As many experts of R1's shape as the memory holds."""
+    weights = FORMATS[name]
+    wide, narrow = weights.row_bytes(HIDDEN) * INTER, weights.row_bytes(INTER) * HIDDEN
+    experts = memory.nbytes // (2 * wide + narrow)
+    if experts < SLOTS:
+        raise ValueError(f"{SLOTS} {name} experts need {SLOTS * (2 * wide + narrow)} bytes")
+    ends = np.cumsum([wide * experts, wide * experts, narrow * experts])
+    gate, up, down = np.split(memory[: ends[-1]], ends[:-1])
+    tiles = -(-INTER // 128) * -(-HIDDEN // 128)
+    scales = (np.ones((experts, tiles), dtype=np.float32),) if name == "FP8_E4M3" else ()
+    shape = (experts, INTER, HIDDEN)
+    return ExpertBank(
+        QuantTensor(name, shape, (gate,), scales),
+        QuantTensor(name, shape, (up,), scales),
+        QuantTensor(name, (experts, HIDDEN, INTER), (down,), scales),
+    )
+
+
+def _timed(call: Any, *args: Any) -> float:
+    start = time.perf_counter()
+    call(*args)
+    return time.perf_counter() - start
+
+
+def _row(name: str, phase: str, tokens: int, values: list[float], shares: list[float]) -> dict:
+    quarters = statistics.quantiles(shares, n=4) if len(shares) > 1 else shares * 3
+    return {
+        "format": name,
+        "phase": phase,
+        "tokens": tokens,
+        "threads": get_threads(),
+        "value": round(statistics.median(values) / 1e9, 2),
+        "unit": "GB/s" if phase == "decode" else "GOP/s",
+        "share": round(statistics.median(shares), 3),
+        "spread": [round(quarters[0], 3), round(quarters[2], 3)],
+        "rounds": len(shares),
+    }
+
+
+def decode_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
+    """One token through layers of 8 experts, each round beside a read of as many bytes."""
+    bank = make_bank(name, memory)
+    layers, n_bytes = bank.n_experts // SLOTS, bank.nbytes // bank.n_experts * SLOTS
+    x = np.random.default_rng(1).normal(0, 1, (1, HIDDEN)).astype(np.float32)
+    weights = np.full((1, SLOTS), 1 / SLOTS, dtype=np.float32)
+    ids = [np.arange(SLOTS, dtype=np.int32)[None] + SLOTS * layer for layer in range(layers)]
+    moe_forward(x, ids[0], weights, bank)
+    ahead = best_distance(memory[-min(memory.nbytes, 1 << 28) :])
+    values: list[float] = []
+    shares: list[float] = []
+    end, layer = time.perf_counter() + seconds, 0
+    while not shares or time.perf_counter() < end:
+        layer = (layer + 1) % layers
+        ours = _timed(moe_forward, x, ids[layer], weights, bank)
+        start = (layer + layers // 2) % layers * n_bytes
+        limit = read_seconds(memory[start : start + n_bytes], ahead)
+        values.append(n_bytes / ours)
+        shares.append(limit / ours)
+    return _row(name, "decode", 1, values, shares)
+
+
+def prefill_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
+    """512 tokens through one gate matrix, each round beside the VNNI peak."""
+    gate = make_bank(name, memory).gate
+    w = QuantTensor(name, gate.shape[-2:], (gate.parts[0][: gate.rows * gate.row_bytes],))
+    x = np.random.default_rng(2).normal(0, 1, (PREFILL_TOKENS, HIDDEN)).astype(np.float32)
+    shared = Activations(x)
+    matmul(shared, w)
+    operations = 2 * PREFILL_TOKENS * w.rows * w.cols
+    values: list[float] = []
+    shares: list[float] = []
+    end = time.perf_counter() + seconds
+    while not shares or time.perf_counter() < end:
+        peak = vnni_operations_per_second()
+        values.append(operations / _timed(matmul, shared, w))
+        shares.append(values[-1] / peak)
+    return _row(name, "prefill", PREFILL_TOKENS, values, shares)
+
+
+def bench_rows(
+    formats: Iterable[str], seconds: float, memory_bytes: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of `bench_kernels`, one as soon as it is measured."""
+    memory = _memory(memory_bytes)
+    for name in formats:
+        yield decode_row(name, memory, seconds)
+        if FORMATS[name].activation != FLOAT and tier() == "avx512_vnni":
+            yield prefill_row(name, memory, seconds)
+
+
+def bench_kernels(
+    formats: Iterable[str], seconds: float = 5.0, memory_bytes: int = 4 << 30
+) -> list[dict[str, Any]]:
+    """Decode and prefill of each format in R1's shapes, `seconds` for each.
+
+    A row: format, phase, tokens, threads, value (GB/s or GOP/s, median), unit, share of the limit
+    (median of the rounds), spread (the quartiles of the share), rounds. Prefill of a quantised
+    format needs the avx512_vnni tier. Raises ValueError where `memory_bytes` holds no 8 experts.
+    """
+    return list(bench_rows(formats, seconds, memory_bytes))
