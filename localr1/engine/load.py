@@ -10,6 +10,7 @@ import cpu_experts
 from localr1.engine.engine import Engine
 from localr1.errors import USAGE, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
+from localr1.models import compiled
 from localr1.models.config import ModelConfig
 from localr1.models.deepseek import Transformer
 from localr1.models.kv_cache import KVCache
@@ -43,12 +44,21 @@ def load_engine(
     formats = check_shapes(config, source)
     _check_room(source, config, context, ram)
     cpu_experts.set_threads(threads)
+    _compile(formats, report)
+    return Engine(Transformer(config, source, context), stop_ids, context)
+
+
+def _compile(formats: set[str], report: Report) -> None:
+    """Compile what these formats need, or load it from the disk cache."""
+    stage = "Compiling CPU kernels, first run only"
     try:
         for done, total in cpu_experts.warmup(sorted(formats)):
-            report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
+            report(Progress(stage, done, total + len(compiled.STEPS), "kernels"))
     except cpu_experts.UnsupportedISA as error:
         raise Unsupported(str(error), "unset LOCALR1_ISA to let the processor choose") from error
-    return Engine(Transformer(config, source, context), stop_ids, context)
+    for done, step in enumerate(compiled.STEPS, start=total + 1):
+        step()
+        report(Progress(stage, done, total + len(compiled.STEPS), "kernels"))
 
 
 def _context(config: ModelConfig, asked: int | None) -> int:

@@ -9,15 +9,18 @@ prompts.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from cpu_experts import FORMATS, Activations, QuantTensor, matmul_stack, matmul_stack_t
+from localr1.models.compiled import attend_token, rotate_token
 from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Linear, Weights
 from localr1.models.norm import RMSNorm
 from localr1.models.rope import Rope, softmax_scale
 
+COMPILED_UP_TO = 1024  # tokens in the cache; beyond it torch's threads are quicker
 _WORKSPACE = 1 << 24  # float32 values of one temporary of the expanded form (64 MiB)
 
 
@@ -99,17 +102,39 @@ class MLA:
         hidden]`.
         """
         shared = Activations(x.numpy())
+        if x.shape[0] == 1 and cache.length < COMPILED_UP_TO:
+            return self._one_token(shared, cache)
         q_nope, q_rope = self._queries(shared, cache.length)
         rows = cache.update(self.layer, self._latent(shared, cache.length))
         attend = self.absorbed if x.shape[0] <= self.absorb_up_to else self.expanded
         return self.attn_output(attend(q_nope, q_rope, rows).flatten(1))
 
+    def _one_token(self, x: Activations, cache: KVCache) -> torch.Tensor:
+        """The absorbed form for one token, its small steps compiled (compiled.py)."""
+        c = self.config
+        rows = cache.rows[self.layer, : cache.length + 1].numpy()
+        q_nope = np.empty((c.n_heads, c.qk_nope_head_dim), np.float32)
+        queries = np.empty((c.n_heads, rows.shape[1]), np.float32)
+        q = self._projected(x).view(c.n_heads, -1).numpy()
+        rotate_token()(
+            q, self.attn_kv_a_mqa(x).numpy(), self.rope.pairs[cache.length],
+            self.attn_kv_a_norm.values, c.rms_norm_eps, q_nope, queries, rows[-1],
+        )  # fmt: skip
+        queries[:, : c.kv_lora_rank] = self.heads.absorb(torch.from_numpy(q_nope[None]))[0]
+        context = np.empty((c.n_heads, c.kv_lora_rank), np.float32)
+        scores = np.empty(len(rows), np.float32)
+        attend_token()(queries, rows, self.scale, scores, context)
+        return self.attn_output(self.heads.values(torch.from_numpy(context[None])).flatten(1))
+
+    def _projected(self, x: Activations) -> torch.Tensor:
+        """All heads' queries, not yet rotated: `[T, heads * (nope + rope)]`."""
+        if self.attn_q_a is None:
+            return self.attn_q_b(x)
+        return self.attn_q_b(self.attn_q_a_norm(self.attn_q_a(x)))
+
     def _queries(self, x: Activations, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         c = self.config
-        q: torch.Tensor | Activations = x
-        if self.attn_q_a is not None:
-            q = self.attn_q_a_norm(self.attn_q_a(x))
-        heads = self.attn_q_b(q).view(-1, c.n_heads, c.qk_nope_head_dim + c.qk_rope_head_dim)
+        heads = self._projected(x).view(-1, c.n_heads, c.qk_nope_head_dim + c.qk_rope_head_dim)
         q_nope, q_rope = heads.split([c.qk_nope_head_dim, c.qk_rope_head_dim], dim=-1)
         return q_nope, self.rope(q_rope, start)  # [T, heads, nope], [T, heads, rope]
 

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from cpu_experts import Activations, ExpertBank
 from localr1.models.attention import MLA
+from localr1.models.compiled import route_token
 from localr1.models.config import ModelConfig
 from localr1.models.experts import MLP, Experts
 from localr1.models.kv_cache import KVCache
@@ -32,15 +33,23 @@ class Gate:
         self.config = config
         self.ffn_gate_inp = float_tensor(weights[f"{prefix}.ffn_gate_inp.weight"])
         bias = f"{prefix}.exp_probs_b.bias"
-        self.exp_probs_b = float_tensor(weights[bias]).flatten() if bias in weights else None
+        self.exp_probs_b = torch.zeros(config.n_routed_experts)
+        if bias in weights:
+            self.exp_probs_b = float_tensor(weights[bias]).flatten()
+        self.bias = self.exp_probs_b.numpy()
+        self.counted = 0  # the experts that stand for a group, where groups are closed at all
+        if config.topk_method != "greedy" and config.n_group > config.topk_group:
+            self.counted = 2 if config.topk_method == "noaux_tc" else 1
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`x` `[T, hidden]` -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
         c = self.config
         logits = linear(x, self.ffn_gate_inp)
+        if len(logits) == 1:
+            return self._one_token(logits[0])
         scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
-        choice = scores if self.exp_probs_b is None else scores + self.exp_probs_b
-        if c.topk_method != "greedy" and c.n_group > c.topk_group:
+        choice = scores + self.exp_probs_b
+        if self.counted:
             choice = self._best_groups(choice)
         ids = choice.topk(c.n_experts_per_tok, dim=-1, sorted=False).indices
         weights = scores.gather(-1, ids)
@@ -48,12 +57,22 @@ class Gate:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return ids.int(), weights * c.routed_scaling_factor
 
+    def _one_token(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for one token, compiled (compiled.py)."""
+        c = self.config
+        ids = torch.empty(1, c.n_experts_per_tok, dtype=torch.int32)
+        weights = torch.empty(1, c.n_experts_per_tok)
+        route_token()(
+            logits.numpy(), self.bias, c.scoring_func == "sigmoid", c.n_group, c.topk_group,
+            self.counted, c.norm_topk_prob, c.routed_scaling_factor, ids.numpy(), weights.numpy(),
+        )  # fmt: skip
+        return ids, weights
+
     def _best_groups(self, choice: torch.Tensor) -> torch.Tensor:
         """Close all groups of experts but the `topk_group` best."""
         c = self.config
         groups = choice.unflatten(-1, (c.n_group, -1))  # [T, groups, experts of a group]
-        counted = 2 if c.topk_method == "noaux_tc" else 1
-        best = groups.topk(counted, dim=-1).values.sum(-1).topk(c.topk_group, dim=-1).indices
+        best = groups.topk(self.counted, dim=-1).values.sum(-1).topk(c.topk_group, dim=-1).indices
         closed = torch.ones(groups.shape[:2], dtype=torch.bool).scatter_(1, best, False)
         return groups.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(1)
 

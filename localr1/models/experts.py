@@ -31,5 +31,5 @@ class MLP:
         """`x` `[T, hidden]` -> float32 `[T, hidden]`."""
         x = x if isinstance(x, Activations) else Activations(x.numpy())
         n_tokens = x.x.shape[0]
-        ids = np.zeros((n_tokens, 1), np.int32)
-        return torch.from_numpy(moe_forward(x, ids, np.ones((n_tokens, 1), np.float32), self.bank))
+        ids, weights = np.zeros((n_tokens, 1), np.int32), np.ones((n_tokens, 1), np.float32)
+        return torch.from_numpy(moe_forward(x, ids, weights, self.bank))

@@ -14,6 +14,7 @@ class RMSNorm:
 
     def __init__(self, weight: QuantTensor, eps: float) -> None:
         self.weight = float_tensor(weight).flatten()
+        self.values = self.weight.numpy()
         self.shape, self.eps = tuple(self.weight.shape), eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

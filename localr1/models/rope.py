@@ -52,6 +52,7 @@ class Rope:
         angle = torch.outer(torch.arange(context, dtype=torch.float64), inverse_frequencies(rope))
         size = self._size(rope)
         self.turns = torch.polar(torch.full_like(angle, size), angle).to(torch.complex64)
+        self.pairs = torch.view_as_real(self.turns).numpy()  # [context, dim / 2, (cosine, sine)]
 
     @staticmethod
     def _size(rope: RopeConfig) -> float:
