@@ -177,13 +177,7 @@ def mask_lanes(mask: int) -> Any:
 
 def flip_bytes(mask: int) -> Any:
     """An operation: every byte XOR a constant."""
-    return operation(
-        INTS, (INTS,), lambda b, x: b.xor(x, constant(I32, [_signed(mask * 0x01010101)] * 16))
-    )
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 32) if value >= 1 << 31 else value
+    return operation(INTS, (INTS,), lambda b, x: b.xor(x, cast(b, constant(I8, [mask] * 64), I32)))
 
 
 def _by_lane(counts: tuple[int, ...]) -> ir.Constant:

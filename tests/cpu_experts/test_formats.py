@@ -63,6 +63,24 @@ def test_product_against_both_oracles(name: str, tokens: int) -> None:
     check(name, 50, columns(name, 1440), tokens, np.random.default_rng(tokens))
 
 
+@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("tokens", [1, 2, 7])
+def test_two_terms_leave_a_rounding_of_15_bits(name: str, tokens: int) -> None:
+    rng = np.random.default_rng(9)
+    x = rng.normal(0, 1, (tokens, 512)).astype(np.float32)
+    w = random_tensor(name, (64, 512), rng)
+    y = matmul(x, w, terms=2)
+    size = np.linalg.norm(np.abs(x).astype(np.float64) @ np.abs(ideal(w)).T)
+    assert np.linalg.norm(y - x.astype(np.float64) @ ideal(w).T.astype(np.float64)) < 5e-5 * size
+    np.testing.assert_array_equal(matmul(Activations(x), w, terms=2), y)
+    stack = random_tensor(name, (3, 32, 512), rng)
+    heads = np.stack([x, -x, 2 * x], axis=1)
+    got = matmul_stack(heads, stack, terms=2)
+    for h in range(3):
+        one = QuantTensor(name, (32, 512), (np.split(stack.parts[0], 3)[h],))
+        np.testing.assert_array_equal(got[:, h], matmul(heads[:, h].copy(), one, terms=2))
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_shortest_rows(name: str) -> None:
     rng = np.random.default_rng(2)

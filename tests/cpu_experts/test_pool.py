@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from cpu_experts import cpu, get_threads, matmul, set_threads
+from cpu_experts import UnsupportedFormat, cpu, get_threads, matmul, set_threads, warmup
 from cpu_experts.cpu import UnsupportedISA
 from tests.cpu_experts.blocks import random_tensor
 
@@ -128,6 +128,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path) -> None:
     blocked.write_text("")
     result = in_process(PROGRAM, XDG_CACHE_HOME=str(blocked), TMPDIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
+
+
+def test_warmup_counts_its_steps() -> None:
+    steps = list(warmup(["Q8_0", "Q8_0"]))
+    assert steps == [(done, steps[-1][1]) for done in range(len(steps))]
+    assert len(list(warmup([]))) < len(steps)
+    with pytest.raises(UnsupportedFormat, match="Q9_X"):
+        next(warmup(["Q9_X"]))
 
 
 def test_the_tier_follows_the_environment(monkeypatch) -> None:
