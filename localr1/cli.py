@@ -62,6 +62,10 @@ System = Annotated[
 ]
 Context = Annotated[int | None, typer.Option(help="Room for the conversation, in tokens.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads to compute with.")]
+Residency = Annotated[
+    str | None,
+    typer.Option(help="How weights stay in RAM: mapped (page cache), owned (huge pages) or auto."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -155,6 +159,7 @@ def chat(
     system: System = None,
     context: Context = None,
     threads: Threads = None,
+    residency: Residency = None,
     debug: Debug = False,
 ) -> int | None:
     """Talk to a model."""
@@ -180,6 +185,7 @@ def run(
     system: System = None,
     context: Context = None,
     threads: Threads = None,
+    residency: Residency = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int | None:
@@ -276,6 +282,7 @@ def _load(flags: dict[str, Any]) -> tuple[LLM, SamplingParams, str | None]:
             settings["model"],
             context=settings["context"],
             threads=settings["threads"],
+            residency=flags["residency"] or "auto",
             progress=progress.show,
         )
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")

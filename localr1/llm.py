@@ -30,6 +30,7 @@ class LLM:
         context: int | None,
         ram: int | None,
         threads: int | None,
+        residency: str,
         report: Report,
     ) -> None:
         self.name, self.path, self.entry = resolved.name, resolved.path, resolved.entry
@@ -38,7 +39,7 @@ class LLM:
         self.tokenizer, self.template = read_text(source)
         self.engine: Engine = load_engine(
             source, self.config, self.tokenizer.stop_ids,
-            context=context, ram=ram, threads=threads, report=report,
+            context=context, ram=ram, threads=threads, residency=residency, report=report,
         )  # fmt: skip
         self.sampling = SamplingParams(**(self.entry.sampling if self.entry else {}))
 
@@ -79,13 +80,16 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     engine: str = "auto",
+    residency: str = "auto",
     progress: Report | None = None,
 ) -> LLM:
     """Load a model: a name in models.toml, a .gguf path (any shard of a split file), or a HF
     folder.
 
-    `ram` is what we may use, in bytes or as "24GiB"; `context` in tokens; `progress` is called with
-    `Progress` values. Raises LocalR1Error: ModelNotFound, BadFile, Unsupported, DoesNotFit.
+    `ram` is what we may use, in bytes or as "24GiB"; `context` in tokens; `residency`
+    is how weights stay in RAM: "mapped", "owned" (docs/placement.md) or "auto"; `progress` is
+    called with `Progress` values. Raises LocalR1Error: ModelNotFound, BadFile, Unsupported,
+    DoesNotFit.
     """
     if device not in ("auto", "cpu"):
         raise Unsupported(f"device {device!r} is not available yet", 'use device="cpu" or "auto"')
@@ -94,7 +98,7 @@ def load(
     if vram not in (None, 0):
         raise Unsupported("GPUs are not used yet, so vram has no effect", "leave vram out")
     report = progress or (lambda value: None)
-    return LLM(registry.resolve(model), context, size_in_bytes(ram), threads, report)
+    return LLM(registry.resolve(model), context, size_in_bytes(ram), threads, residency, report)
 
 
 def size_in_bytes(size: int | str | None) -> int | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import psutil
-
 import cpu_experts
 from localr1.engine.engine import Engine
-from localr1.errors import USAGE, DoesNotFit, LocalR1Error, Unsupported
+from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models import compiled
 from localr1.models.config import ModelConfig
@@ -16,6 +14,9 @@ from localr1.models.deepseek import Transformer
 from localr1.models.kv_cache import KVCache
 from localr1.models.shapes import check_shapes
 from localr1.models.source import Source
+from offload.errors import NoRoom, ResidencyError, Unknown
+from offload.memory import available_bytes
+from offload.residency import AUTO, MAPPED, holder
 
 Report = Callable[[Progress], None]
 
@@ -33,16 +34,18 @@ def load_engine(
     context: int | None = None,
     ram: int | None = None,
     threads: int | None = None,
+    residency: str = AUTO,
     report: Report = lambda progress: None,
 ) -> Engine:
-    """Build the model on the CPU and an empty cache.
+    """Bring the weights into RAM, build the model on the CPU and an empty cache.
 
     `context` in tokens (default: the model's own, at most 16,384); `ram` in bytes that we may use
-    (default: what is free). Raises DoesNotFit before anything big is allocated.
+    (default: what is free); `residency` "auto", "mapped" or "owned" (docs/placement.md). Raises
+    DoesNotFit before anything big is allocated.
     """
     context = _context(config, context)
     formats = check_shapes(config, source)
-    _check_room(source, config, context, ram)
+    _bring_in(source, residency, _fits(source, config, context, ram, residency), report)
     cpu_experts.set_threads(threads)
     _compile(formats, report)
     return Engine(Transformer(config, source, context), stop_ids, context)
@@ -70,16 +73,41 @@ def _context(config: ModelConfig, asked: int | None) -> int:
     return asked
 
 
-def _check_room(source: Source, config: ModelConfig, context: int, ram: int | None) -> None:
-    """Weights, cache and workspace must fit; `ram` or the free memory is the limit."""
+def _fits(source: Source, config: ModelConfig, context: int, ram: int | None, how: str) -> bool:
+    """Whether weights, cache and workspace fit into `ram`, or into the free memory.
+
+    Weights that do not fit are refused, unless someone asked for them to be mapped: then the disk
+    is read for every token. Cache and workspace must always fit.
+    """
     width = config.kv_lora_rank + config.qk_rope_head_dim
     cache = KVCache.nbytes(config.n_layers, context, width)
     need = source.nbytes + cache + _WORKSPACE_BYTES
-    room = ram if ram is not None else psutil.virtual_memory().available
-    if need > room:
-        gib = 1 << 30
-        name = source.path.name
-        raise DoesNotFit(
-            f"{name} needs {need / gib:.1f} GiB of RAM and {room / gib:.1f} GiB is free",
-            f"take a smaller file or a smaller --context: the cache is {cache / gib:.1f} GiB of it",
-        )
+    room = ram if ram is not None else available_bytes()
+    if need <= room:
+        return True
+    gib = 1 << 30
+    sizes = f"{need / gib:.1f} GiB of RAM and {room / gib:.1f} GiB is free"
+    hint = f"take a smaller file or a smaller --context: the cache is {cache / gib:.1f} GiB of it"
+    if cache + _WORKSPACE_BYTES > room:
+        raise DoesNotFit(f"{source.path.name} needs {sizes}", hint)
+    if how != MAPPED:
+        slow = "--residency mapped reads it from the disk for every token, which is slow"
+        raise DoesNotFit(f"{source.path.name} needs {sizes}", f"{hint}; {slow}")
+    return False
+
+
+def _bring_in(source: Source, how: str, fits: bool, report: Report) -> None:
+    """Bring the weights into RAM, or leave them on the disk where they are too big for it."""
+    try:
+        weights = holder(how, source.files)
+        if not fits:
+            return
+        for done, total in weights.load():
+            report(Progress("Loading", done, total, "bytes"))
+    except NoRoom as error:
+        raise DoesNotFit(str(error), error.hint) from error
+    except Unknown as error:
+        raise LocalR1Error(str(error), error.hint, USAGE) from error
+    except ResidencyError as error:
+        raise BadFile(str(error), error.hint) from error
+    source.move_to(weights.files)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from localr1.errors import BadFile, ModelNotFound, Unsupported
 from localr1.models.cursor import DOWNLOAD_AGAIN, Cursor, map_file
 from localr1.models.ggml_types import IK_TYPES, type_name
 
+Buffer = mmap.mmap | memoryview
 _SHARD_NAME = re.compile(r"^(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -55,12 +57,13 @@ class GGUFFile:
         path: Path,
         metadata: dict[str, Any],
         tensors: dict[str, TensorInfo],
-        maps: list[mmap.mmap],
+        files: Mapping[Path, Buffer],
     ) -> None:
         self.path = path
         self.metadata = metadata
         self.tensors = tensors
-        self._maps = maps
+        self._files = dict(files)
+        self._data = list(files.values())
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
@@ -87,7 +90,7 @@ class GGUFFile:
                 f"the {len(shards)} parts hold {len(tensors)} tensors together, not {expected}",
                 "the parts may belong to different models; download them again",
             )
-        return cls(paths[0], metadata, tensors, [shard.data for shard in shards])
+        return cls(paths[0], metadata, tensors, {shard.path: shard.data for shard in shards})
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
@@ -107,7 +110,7 @@ class GGUFFile:
                 f"{name} has {len(shape)} dimensions; at most 3 are known",
                 "the file may be of another kind of model",
             )
-        view = np.frombuffer(self._maps[info.shard], np.uint8, _nbytes(info, fmt), info.offset)
+        view = np.frombuffer(self._data[info.shard], np.uint8, _nbytes(info, fmt), info.offset)
         return QuantTensor(fmt, shape, (view,))
 
     def names(self) -> list[str]:
@@ -117,7 +120,17 @@ class GGUFFile:
     @property
     def nbytes(self) -> int:
         """Size of all files of the model in bytes."""
-        return sum(len(data) for data in self._maps)
+        return sum(map(len, self._data))
+
+    @property
+    def files(self) -> Mapping[Path, Buffer]:
+        """The bytes of every file of the model, as mapped or as `move_to` left them."""
+        return self._files
+
+    def move_to(self, files: Mapping[Path, Buffer]) -> None:
+        """Take the same bytes from other memory from now on; the mappings end with their views."""
+        self._files = {path: files[path] for path in self._files}
+        self._data = list(self._files.values())
 
 
 def shard_paths(path: Path) -> list[Path]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from localr1.errors import BadFile, LocalR1Error, ModelNotFound, Unsupported
 from localr1.models.cursor import DOWNLOAD_AGAIN, map_file
 from localr1.models.hf_names import gguf_name
 
+Buffer = mmap.mmap | memoryview
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FP8_BLOCK = 128
 _FORMATS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F8_E4M3": "FP8_E4M3"}
@@ -36,7 +38,7 @@ class _Entry:
     """One tensor of a safetensors file: where it lies and what it is."""
 
     file: str
-    data: mmap.mmap
+    data: Buffer
     dtype: str
     shape: tuple[int, ...]
     begin: int  # bytes from the start of the file
@@ -141,9 +143,19 @@ class HFFolder:
     @property
     def nbytes(self) -> int:
         """Size of all weight files in bytes."""
-        return sum(
-            len(data) for data in {id(e.data): e.data for e in self._entries.values()}.values()
-        )
+        return sum(map(len, self.files.values()))
+
+    @property
+    def files(self) -> Mapping[Path, Buffer]:
+        """The bytes of every file that holds weights, as mapped or as `move_to` left them."""
+        return {self.path / entry.file: entry.data for entry in self._entries.values()}
+
+    def move_to(self, files: Mapping[Path, Buffer]) -> None:
+        """Take the same bytes from other memory from now on; the mappings end with their views."""
+        self._entries = {
+            name: replace(entry, data=files[self.path / entry.file])
+            for name, entry in self._entries.items()
+        }
 
 
 def _tensor(
