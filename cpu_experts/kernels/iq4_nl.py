@@ -66,13 +66,14 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-_TABLE = bytes_constant([int(value) + 128 for value in CODEBOOK] * 4)
+# An operation: the code book plus 128, in every 128 bits.
+code_table = bytes_constant([int(value) + 128 for value in CODEBOOK] * 4)
 
 
 @register_jitable
 def code_values(first, second):
     """The 64 values of two runs of 16 bytes of codes, plus 128."""
-    return look_up_bytes(_TABLE(), nibbles(first, second))
+    return look_up_bytes(code_table(), nibbles(first, second))
 
 
 @register_jitable

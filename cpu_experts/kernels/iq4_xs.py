@@ -9,15 +9,23 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
-from cpu_experts.kernels.iq4_nl import CODEBOOK, code_values
+from cpu_experts.kernels.iq4_nl import CODEBOOK, code_table, code_values
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.tile_code import PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, load_u16, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_to_floats,
     deposit_bits,
+    load,
+    look_up_bytes,
+    mask_bytes,
     multiply256,
+    shift_right16,
     splat_float256,
+    store,
+    store_floats256,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -78,10 +86,16 @@ def unpack_vectors(block):
     u1 = code_values(block + 40, block + 56)
     u2 = code_values(block + 72, block + 88)
     u3 = code_values(block + 104, block + 120)
+    d = _unpack_scales(block)
+    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
+
+
+@register_jitable
+def _unpack_scales(block):
+    """The 8 scales of a block as float32."""
     low = deposit_bits(load_i32(block + 4) & 0xFFFFFFFF, 0x0F0F0F0F0F0F0F0F)
     high = deposit_bits(load_u16(block + 2), 0x0303030303030303)
-    d = multiply256(_SCALES(low | high << 4), splat_float256(load_half(block)))
-    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
+    return multiply256(_SCALES(low | high << 4), splat_float256(load_half(block)))
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
@@ -90,6 +104,53 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         unpack_vectors,
         BLOCK,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_TRANSPOSE = transpose_pieces(1, 0)
+_LOW, _DOWN = mask_bytes(15), shift_right16(4, 4, 4, 4)
+
+_BIG, _SMALL = (tile_product(n, 32, minima=False, narrow=False) for n in (8, 4))
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel, tmp):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    _TRANSPOSE(block + 8, stride, (last, tmp))
+    _TRANSPOSE(block + 72, stride, (last, tmp + 1024))
+    table = code_table()
+    for j in range(32):
+        codes, place = load(tmp + 64 * j), panel + 64 * (8 * (j // 4) + j % 4)
+        store(look_up_bytes(table, _LOW(codes)), place)
+        store(look_up_bytes(table, _LOW(_DOWN(codes))), place + 256)
+    for r in range(16):
+        store_floats256(_unpack_scales(block + min(r, last) * stride), tmp + 64 * r)
+    _TRANSPOSE(tmp, 64, (15, tmp + 1024))
+    for s in range(8):
+        store(load(tmp + 1024 + 64 * s), panel + PANEL_SCALES + 64 * s)
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        32,
+        128,
         w,
         stride,
         row0,

@@ -11,19 +11,28 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.tile_code import PANEL_MINIMA, PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
-    load_f16 as load_half,
-)
-from cpu_experts.vectors import (
+    load,
     load_twice256,
     load_u8_as_16,
     load_u8_as_32,
     mask_bytes,
     mask_lanes,
+    multiply,
     shift_right16,
     shift_right16_256,
+    shift_right32,
+    splat_float,
+    store,
+    store_floats,
+    to_floats,
+)
+from cpu_experts.vectors import (
+    load_f16 as load_half,
 )
 
 BLOCK, BYTES, SUB = 256, 84, 16
@@ -89,6 +98,57 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         store_orders,
         unpack_vectors,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_TRANSPOSE = transpose_pieces(1, 0)
+_DOWN2, _DOWN4, _DOWN6 = (shift_right16(n, n, n, n) for n in (2, 4, 6))
+_MINIMUM = shift_right32(4)
+
+_BIG, _SMALL = (tile_product(n, 16, minima=True, narrow=False) for n in (6, 3))
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel, tmp):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    _TRANSPOSE(block + 16, stride, (last, tmp))
+    for j in range(16):
+        pairs, place = load(tmp + 64 * j), panel + 64 * (32 * (j // 8) + j % 8)
+        store(_PAIR(pairs), place)
+        store(_PAIR(_DOWN2(pairs)), place + 512)
+        store(_PAIR(_DOWN4(pairs)), place + 1024)
+        store(_PAIR(_DOWN6(pairs)), place + 1536)
+    for r in range(16):
+        source = block + min(r, last) * stride
+        both, place = load_u8_as_32(source), tmp + 64 * r
+        d, dmin = splat_float(load_half(source + 80)), splat_float(load_half(source + 82))
+        store_floats(multiply(to_floats(_LOW(both)), d), place)
+        store_floats(multiply(to_floats(_MINIMUM(both)), dmin), place + 1024)
+    _TRANSPOSE(tmp, 64, (15, panel + PANEL_SCALES))
+    _TRANSPOSE(tmp + 1024, 64, (15, panel + PANEL_MINIMA))
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        16,
+        0,
         w,
         stride,
         row0,

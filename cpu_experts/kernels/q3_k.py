@@ -12,17 +12,25 @@ from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.tile_code import PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_to_words,
+    load,
     load_twice256,
     mask_bytes,
     mask_lanes,
+    multiply,
     or_,
     shift_left16,
     shift_left16_256,
     shift_right16,
+    splat_float,
+    store,
+    store_floats,
+    to_floats,
     words_as_lanes,
 )
 from cpu_experts.vectors import (
@@ -120,6 +128,64 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         store_orders,
         unpack_vectors,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_TRANSPOSE = transpose_pieces(1, 0)
+_UP2, _UP1 = (shift_left16(n, n, n, n) for n in (2, 1))
+_DOWN1, _DOWN2, _DOWN3, _DOWN4, _DOWN5, _DOWN6 = (
+    shift_right16(n, n, n, n) for n in (1, 2, 3, 4, 5, 6)
+)
+
+_BIG, _SMALL = (tile_product(n, 16, minima=False, narrow=False) for n in (6, 3))
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel, tmp):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    # 32 bytes of high bits (and 32 more that are not looked at), then 64 of bit pairs.
+    _TRANSPOSE(block, stride, (last, tmp))
+    _TRANSPOSE(block + 32, stride, (last, tmp + 1024))
+    for i in range(8):
+        high, place = load(tmp + 64 * i), panel + 64 * i
+        pairs = load(tmp + 1024 + 64 * i)
+        store(or_(_PAIR(pairs), _THIRD(_UP2(high))), place)
+        store(or_(_PAIR(_DOWN2(pairs)), _THIRD(_UP1(high))), place + 512)
+        store(or_(_PAIR(_DOWN4(pairs)), _THIRD(high)), place + 1024)
+        store(or_(_PAIR(_DOWN6(pairs)), _THIRD(_DOWN1(high))), place + 1536)
+        pairs = load(tmp + 1536 + 64 * i)
+        store(or_(_PAIR(pairs), _THIRD(_DOWN2(high))), place + 2048)
+        store(or_(_PAIR(_DOWN2(pairs)), _THIRD(_DOWN3(high))), place + 2560)
+        store(or_(_PAIR(_DOWN4(pairs)), _THIRD(_DOWN4(high))), place + 3072)
+        store(or_(_PAIR(_DOWN6(pairs)), _THIRD(_DOWN5(high))), place + 3584)
+    for r in range(16):
+        source = block + min(r, last) * stride
+        scales = to_floats(words_as_lanes(_unpack_scales(source + 96)))
+        store_floats(multiply(scales, splat_float(load_half(source + 108))), tmp + 64 * r)
+    _TRANSPOSE(tmp, 64, (15, panel + PANEL_SCALES))
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        16,
+        4,
         w,
         stride,
         row0,

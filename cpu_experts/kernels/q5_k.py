@@ -10,18 +10,28 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.q4_k import scale_and_minimum, store_orders, unpack_scales
+from cpu_experts.kernels.q4_k import (
+    fill_nibbles,
+    fill_scales,
+    scale_and_minimum,
+    store_orders,
+    unpack_scales,
+)
+from cpu_experts.kernels.tile_code import tile_product, transpose_pieces
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
-    load_f16 as load_half,
-)
-from cpu_experts.vectors import (
+    load,
     load_twice256,
     mask_bytes,
     or_,
     shift_left16,
     shift_right16,
+    store,
+)
+from cpu_experts.vectors import (
+    load_f16 as load_half,
 )
 
 BLOCK, BYTES, SUB = 256, 176, 32
@@ -92,6 +102,56 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         store_orders,
         unpack_vectors,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_TRANSPOSE = transpose_pieces(1, 0)
+_UP4, _UP3, _UP2, _UP1 = (shift_left16(n, n, n, n) for n in (4, 3, 2, 1))
+_DOWN1, _DOWN2, _DOWN3 = (shift_right16(n, n, n, n) for n in (1, 2, 3))
+
+_BIG, _SMALL = (tile_product(n, 32, minima=True, narrow=False) for n in (8, 4))
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel, tmp):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    fill_nibbles(block + 48, stride, last, panel, tmp)
+    # 32 bytes of high bits (and 32 more that are not looked at).
+    _TRANSPOSE(block + 16, stride, (last, tmp))
+    for i in range(8):
+        high, place = load(tmp + 64 * i), panel + 64 * i
+        store(or_(load(place), _FIFTH(_UP4(high))), place)
+        store(or_(load(place + 512), _FIFTH(_UP3(high))), place + 512)
+        store(or_(load(place + 1024), _FIFTH(_UP2(high))), place + 1024)
+        store(or_(load(place + 1536), _FIFTH(_UP1(high))), place + 1536)
+        store(or_(load(place + 2048), _FIFTH(high)), place + 2048)
+        store(or_(load(place + 2560), _FIFTH(_DOWN1(high))), place + 2560)
+        store(or_(load(place + 3072), _FIFTH(_DOWN2(high))), place + 3072)
+        store(or_(load(place + 3584), _FIFTH(_DOWN3(high))), place + 3584)
+    fill_scales(block, stride, last, panel, tmp)
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        32,
+        0,
         w,
         stride,
         row0,
