@@ -207,7 +207,7 @@ def _dot_scaled(unpacked, act, g, scales, sums32, narrow):
 
 @njit(error_model="numpy")
 def _copy_tail(source, n_bytes, target, n_target):
-    """The last blocks of a row, followed by zeros: a zero scale takes what follows out."""
+    """The last blocks of the last row, followed by zeros: memory may end behind them."""
     for i in range(n_bytes):
         store_i8(target + i, load_u8(source + i))
     for i in range(n_bytes, n_target):
@@ -223,7 +223,7 @@ def rows_scaled(
 
     unpack -> four vectors of bytes, eight float scales, and eight float corrections: what the sum
     of a sub-block's activations is multiplied with. Rows of 32-value blocks may end in a part of a
-    group.
+    group: what follows them, the next row, meets activations and activation scales of zero.
     """
     start = w + row0 * stride
     end = start + n_rows * stride
@@ -243,7 +243,7 @@ def rows_scaled(
             for g in range(whole + (rest > 0)):
                 place = source + g * group
                 _prefetch_block(place, group, end)
-                if g == whole:
+                if place + group > end:
                     place = _copy_tail(place, rest, tail, group)
                 unpacked = unpack(place)
                 if n_tokens == 1:
