@@ -19,6 +19,7 @@ from localr1.models.source import open_source, read_text
 from tests import oracles, toy
 
 PROBLEMS = Path(__file__).parents[1] / "data" / "eval.jsonl"
+LAYOUTS = ("k_b+v_b", "kv_b")
 ALLOWED = (1.05, 1e-7)  # times llama.cpp's divergence, plus
 
 
@@ -51,8 +52,13 @@ def floats(tmp_path_factory) -> Path:
     )
 
 
-@pytest.mark.parametrize("layout", ["k_b+v_b", "kv_b"])
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K"])
+CASES = [
+    *((kind, layout) for kind in ("Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K") for layout in LAYOUTS),
+    *((kind, LAYOUTS[0]) for kind in ("Q2_K", "Q3_K_M", "Q4_0", "IQ4_XS")),
+]
+
+
+@pytest.mark.parametrize(("kind", "layout"), CASES)
 def test_divergence_is_at_most_llama_cpps(kind, layout, text, floats, tmp_path):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     plain = toy.gguf(floats, tmp_path / "f32.gguf", kind="F32", layout=layout, mtp=False)
