@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -115,13 +117,30 @@ class QuantTensor:
             raise IndexError(f"matrix {index} of a stack of {self.count}")
         wanted = range(self.count) if index is None else [index]
         out = np.empty((len(wanted), self.rows, self.cols), dtype=np.float32)
-        scratch = np.empty(1 << 16, dtype=np.uint8)
-        kernel = _KERNEL_TYPE(kernel_address(self.format, DEQUANT, tier()))
+        kernel, scratch = self._dequant
         for place, i in enumerate(wanted):
             base, aux, target = int(self._bases[i]), int(self._aux[i]), out[place].ctypes.data
             where = (base, self.row_bytes, 0, self.rows, self.cols, aux)
             kernel(*where, 0, 0, target, self.cols * 4, scratch.ctypes.data)
         return out.reshape(self.shape if index is None else self.shape[-2:])
+
+    @cached_property
+    def _dequant(self) -> Any:
+        """The format's dequantising kernel as a ctypes function, and memory for it."""
+        kernel = _KERNEL_TYPE(kernel_address(self.format, DEQUANT, tier()))
+        return kernel, np.empty(1 << 16, dtype=np.uint8)
+
+    def dequantize_rows(self, rows: Sequence[int]) -> np.ndarray:
+        """The rows of a matrix (rows, cols) with these numbers: float32 [len(rows), cols]."""
+        kernel, scratch = self._dequant
+        out = np.empty((len(rows), self.cols), dtype=np.float32)
+        base, aux, target = int(self._bases[0]), int(self._aux[0]), out.ctypes.data
+        if rows and not 0 <= min(rows) <= max(rows) < self.rows:
+            raise IndexError(f"{self} has no row {max(rows)}")
+        for i, row in enumerate(rows):
+            where = (base, self.row_bytes, row, 1, self.cols, aux)
+            kernel(*where, 0, 0, target + 4 * i * self.cols, 0, scratch.ctypes.data)
+        return out
 
     def __repr__(self) -> str:
         return f"QuantTensor({self.format.name}, {self.shape})"

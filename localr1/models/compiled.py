@@ -21,6 +21,7 @@ _FLOATS = types.Array(types.float32, 2, "C")
 _IDS = types.Array(types.int32, 2, "C")
 _ROTATE = types.void(*[_FLOATS] * 2, _FLOATS, _ROW, types.float64, _FLOATS, _FLOATS, _ROW)
 _ATTEND = types.void(_FLOATS, _FLOATS, types.float64, _ROW, _FLOATS)
+_NORM = types.void(_FLOATS, _ROW, types.float64, _FLOATS)
 _ROUTE = types.void(_ROW, _ROW, *[types.int64] * 5, types.float64, _IDS, _FLOATS)
 
 
@@ -119,6 +120,22 @@ def _route_token(logits, bias, sigmoid, n_group, topk_group, counted, norm, scal
         weights[0, j] *= factor
 
 
+def _norm_token(x, weight, eps, out):
+    """RMSNorm of one row: x [1, n], weight [n] -> out [1, n], float32."""
+    total = np.float32(0.0)
+    for i in range(weight.shape[0]):
+        total += x[0, i] * x[0, i]
+    factor = np.float32(1.0 / np.sqrt(total / weight.shape[0] + eps))
+    for i in range(weight.shape[0]):
+        out[0, i] = x[0, i] * factor * weight[i]
+
+
+@cache
+def norm_token() -> Callable[..., None]:
+    """`_norm_token`, compiled or loaded once."""
+    return entry(_norm_token, _NORM, reorder=True)
+
+
 @cache
 def rotate_token() -> Callable[..., None]:
     """`_rotate_token`, compiled or loaded once."""
@@ -137,4 +154,4 @@ def route_token() -> Callable[..., None]:
     return entry(_route_token, _ROUTE)
 
 
-STEPS: tuple[Callable[[], Any], ...] = (rotate_token, attend_token, route_token)
+STEPS: tuple[Callable[[], Any], ...] = (norm_token, rotate_token, attend_token, route_token)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear
 
-from cpu_experts import Activations, ExpertBank
+from cpu_experts import Activations, ExpertBank, matmul
 from localr1.models.attention import MLA
 from localr1.models.compiled import route_token
 from localr1.models.config import ModelConfig
@@ -31,7 +31,8 @@ class Gate:
 
     def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
         self.config = config
-        self.ffn_gate_inp = float_tensor(weights[f"{prefix}.ffn_gate_inp.weight"])
+        self.router = weights[f"{prefix}.ffn_gate_inp.weight"]
+        self.ffn_gate_inp = float_tensor(self.router)
         bias = f"{prefix}.exp_probs_b.bias"
         self.exp_probs_b = torch.zeros(config.n_routed_experts)
         if bias in weights:
@@ -43,10 +44,10 @@ class Gate:
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`x` `[T, hidden]` -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
+        if len(x) == 1:
+            return self._one_token(x)
         c = self.config
         logits = linear(x, self.ffn_gate_inp)
-        if len(logits) == 1:
-            return self._one_token(logits[0])
         scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
         choice = scores + self.exp_probs_b
         if self.counted:
@@ -57,13 +58,14 @@ class Gate:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return ids.int(), weights * c.routed_scaling_factor
 
-    def _one_token(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _one_token(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same for one token, compiled (compiled.py)."""
         c = self.config
+        logits = matmul(x.numpy(), self.router)[0]
         ids = torch.empty(1, c.n_experts_per_tok, dtype=torch.int32)
         weights = torch.empty(1, c.n_experts_per_tok)
         route_token()(
-            logits.numpy(), self.bias, c.scoring_func == "sigmoid", c.n_group, c.topk_group,
+            logits, self.bias, c.scoring_func == "sigmoid", c.n_group, c.topk_group,
             self.counted, c.norm_topk_prob, c.routed_scaling_factor, ids.numpy(), weights.numpy(),
         )  # fmt: skip
         return ids, weights

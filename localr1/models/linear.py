@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from cpu_experts import Activations, QuantTensor, matmul
@@ -48,10 +47,7 @@ class Embedding:
 
     def __init__(self, weight: QuantTensor) -> None:
         self.weight = weight
-        self._rows = weight.parts[0].reshape(weight.shape[0], -1)
 
     def __call__(self, ids: list[int]) -> torch.Tensor:
         """Token ids -> float32 `[len(ids), cols]`."""
-        picked = np.ascontiguousarray(self._rows[ids])
-        taken = QuantTensor(self.weight.format, (len(ids), self.weight.shape[1]), (picked,))
-        return float_tensor(taken)
+        return torch.from_numpy(self.weight.dequantize_rows(ids))

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import rms_norm
 
 from cpu_experts import QuantTensor
+from localr1.models.compiled import norm_token
 from localr1.models.linear import float_tensor
 
 
@@ -18,5 +19,9 @@ class RMSNorm:
         self.shape, self.eps = tuple(self.weight.shape), eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` float32 `[..., n]` -> the same shape."""
+        """`x` float32 `[T, n]` -> the same shape."""
+        if len(x) == 1:
+            out = torch.empty(1, self.shape[0])
+            norm_token()(x.numpy(), self.values, self.eps, out.numpy())
+            return out
         return rms_norm(x, self.shape, self.weight, self.eps)
