@@ -21,6 +21,7 @@ import llvmlite.binding as llvm
 import numba
 
 _LOCK = threading.RLock()
+_PRIVATE = "localr1-numba-"  # begins the name of a folder that only this process knows
 
 
 def _key() -> str:
@@ -43,7 +44,7 @@ def _folder() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="localr1-numba-"))
+        return Path(tempfile.mkdtemp(prefix=_PRIVATE))
 
 
 @cache
@@ -53,6 +54,11 @@ def use_own_folder() -> str:
     os.environ["NUMBA_CACHE_DIR"] = folder
     numba.config.reload_config()
     return folder
+
+
+def folder_is_shared() -> bool:
+    """Whether other processes find what this one compiles."""
+    return not Path(use_own_folder()).name.startswith(_PRIVATE)
 
 
 @cache

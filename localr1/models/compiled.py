@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 
 from cpu_experts.cache import entry
 
@@ -81,6 +81,37 @@ def _attend_token(queries, rows, scale, scores, context):
                 context[h, i] += weight * rows[s, i]
 
 
+@njit
+def _best(values):
+    """The index of the largest value, the first of equal ones."""
+    best = 0
+    for i in range(1, values.shape[0]):
+        if values[i] > values[best]:
+            best = i
+    return best
+
+
+@njit
+def _close_groups(choice, n_group, topk_group, counted):
+    """Set all groups but the `topk_group` strongest to -inf; 1 or 2 `counted` experts are a group's
+    strength.
+    """
+    size = choice.shape[0] // n_group
+    strength = np.empty(n_group, np.float32)
+    for g in range(n_group):
+        first = second = np.float32(-np.inf)
+        for value in choice[g * size : (g + 1) * size]:
+            if value > first:
+                first, second = value, first
+            elif value > second:
+                second = value
+        strength[g] = first + second if counted == 2 else first
+    for _ in range(n_group - topk_group):
+        weakest = _best(-strength)
+        choice[weakest * size : (weakest + 1) * size] = -np.inf
+        strength[weakest] = np.inf
+
+
 def _route_token(logits, bias, sigmoid, n_group, topk_group, counted, norm, scale, ids, weights):
     """The gate's choice for one token: see `Gate`. logits, bias float32 [experts].
 
@@ -89,7 +120,7 @@ def _route_token(logits, bias, sigmoid, n_group, topk_group, counted, norm, scal
     n, k = logits.shape[0], ids.shape[1]
     scores, choice = np.empty(n, np.float32), np.empty(n, np.float32)
     total = np.float32(0.0)
-    largest = logits.max()
+    largest = logits[_best(logits)]
     for i in range(n):
         if sigmoid:
             scores[i] = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits[i]))
@@ -101,17 +132,10 @@ def _route_token(logits, bias, sigmoid, n_group, topk_group, counted, norm, scal
             scores[i] /= total
         choice[i] = scores[i] + bias[i]
     if counted:
-        size = n // n_group
-        rank = np.empty(n_group, np.float32)
-        for g in range(n_group):
-            best = np.sort(choice[g * size : (g + 1) * size])[::-1]
-            rank[g] = best[:counted].sum()
-        order = np.argsort(-rank)
-        for g in order[topk_group:]:
-            choice[g * size : (g + 1) * size] = -np.inf
+        _close_groups(choice, n_group, topk_group, counted)
     taken = np.float32(0.0)
     for j in range(k):
-        best = np.argmax(choice)
+        best = _best(choice)
         choice[best] = -np.inf
         ids[0, j], weights[0, j] = best, scores[best]
         taken += scores[best]
