@@ -2,7 +2,8 @@
 
 A readable card, then one line of JSON, the last line of stdout. Every row is measured through the
 calls that a chat makes. A share compares decode with the limit of the same run: the bytes that a
-token reads, over the read bandwidth of RAM. Not here: comparisons with other runners (tests/peers).
+token reads, over the read bandwidth of RAM. Not here: the kernels by themselves
+(bench_kernels.py), comparisons with other runners (tests/peers).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
+import cpu_experts
 import localr1
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import LocalR1Error
@@ -33,10 +35,10 @@ from localr1.progress import ProgressLine
 ROUNDS = 5
 PREFILL_TOKENS = (32, 512)
 DECODE_TOKENS = 128
-_SET_PER_L3 = 20  # a working set this many times the last cache cannot live in it
+SET_PER_L3 = 20  # a working set this many times the last cache cannot live in it
 _SET_FOR_SHOW = 4  # enough where the bandwidth is only printed
 _CHUNK_VALUES = 1 << 28  # float32 values of one BLAS call: 1 GiB
-_MOST = 1.02  # a share above this means that the limit was measured badly
+MOST = 1.02  # a share above this means that the limit was measured badly
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,12 @@ def run(model: str, threads: int | None = None) -> dict[str, Any]:
     with ProgressLine(sys.stderr) as progress:
         llm = localr1.load(model, threads=threads, progress=progress.show)
     load_seconds = time.perf_counter() - began
-    used = torch.get_num_threads()
+    used = cpu_experts.get_threads()
     source = open_source(llm.path)
     touched = bytes_per_token(source, llm.config)
     # What fits the cache is not read from RAM, and RAM is then no limit.
     applies = source.nbytes > last_cache_bytes()
-    bandwidth, working_set = read_bandwidth(used, _SET_PER_L3 if applies else _SET_FOR_SHOW)
+    bandwidth, working_set = read_bandwidth(used, SET_PER_L3 if applies else _SET_FOR_SHOW)
     decode_limit = bandwidth * 1e9 / touched
     limits = {
         "read_bandwidth": bandwidth,
@@ -145,7 +147,7 @@ def _decode(llm: LLM, threads: int, limit: float | None) -> Row:
         speeds.append(tokens / (time.perf_counter() - began))
     value = statistics.median(speeds[1:])
     share = value / limit if limit else None
-    if share is not None and share > _MOST:
+    if share is not None and share > MOST:
         hint = "another program may have used the memory meanwhile; run it again on a quiet machine"
         raise LocalR1Error(
             f"decode reached {share:.2f} of the limit, so that was measured badly", hint
@@ -184,7 +186,7 @@ def read_bandwidth(threads: int, caches: int) -> tuple[float, int]:
     values = min(wanted, psutil.virtual_memory().available // 3) // 4
     memory = torch.ones(values)
     chunks = memory.split(_CHUNK_VALUES)
-    best = 0.0
+    best, before = 0.0, torch.get_num_threads()
     for count in sorted({1, max(1, threads // 2), threads}):
         torch.set_num_threads(count)
         for _ in range(3):
@@ -192,7 +194,7 @@ def read_bandwidth(threads: int, caches: int) -> tuple[float, int]:
             for chunk in chunks:
                 torch.dot(chunk, chunk)
             best = max(best, values * 4 / (time.perf_counter() - began) / 1e9)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return best, values * 4
 
 

@@ -237,11 +237,29 @@ def verify(model: Model, as_json: Json = False, debug: Debug = False) -> int:
 def bench(
     ctx: typer.Context,
     model: OptionalModel = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Measure the expert kernels, not a model.")
+    ] = False,
+    formats: Annotated[
+        str | None, typer.Option(help="With --kernels: which weight formats, as in Q4_K,Q8_0.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="With --kernels: seconds for each figure; 5 if left out.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure how fast a model runs here; the last line is JSON."""
+    """Measure how fast a model runs here, or the kernels; the last line is JSON."""
+    if kernels:
+        if model is not None:
+            raise LocalR1Error("--kernels needs no model", "leave out the model", USAGE)
+        from localr1 import bench_kernels
+
+        bench_kernels.main(formats, seconds, threads, as_json)
+        return
+    if formats is not None or seconds is not None:
+        raise LocalR1Error("--formats and --seconds go with --kernels", "add --kernels", USAGE)
     from localr1 import bench as bench_module
 
     settings = _settings(ctx.params)

@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import cpu_experts
 import localr1
-from localr1 import bench
-from localr1.errors import LocalR1Error
+from localr1 import bench, bench_kernels, cli
+from localr1.errors import USAGE, LocalR1Error
 from localr1.events import Progress
 from localr1.models.gguf import GGUFFile
 from localr1.progress import ProgressLine, line
+from tools import check_benchmarks
 
 
 class Screen(io.StringIO):
@@ -103,3 +106,69 @@ def test_progress_is_for_terminals_only() -> None:
     assert line(Progress("Summing", 2 * 10**9, 8 * 10**9, "bytes"), 1.0) == (
         "Summing   2.0 of 8.0 GB   2.0 GB/s   3 s left"
     )
+
+
+def test_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The card, then the line of JSON; shares that no machine can have are refused after it."""
+    monkeypatch.setattr(bench_kernels, "working_set", lambda: 1 << 28)
+    monkeypatch.setattr(bench_kernels, "MOST", 1e9)  # so small a set may lie in the cache
+    bench_kernels.main("q4_k", 0.01, None, as_json=False)
+    *card, line = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert set(result) == {"machine", "model", "limits", "rows"}
+    assert result["model"] is None
+    assert result["limits"]["working_set"] == 1 << 28
+    assert {(row["format"], row["phase"]) for row in result["rows"]} >= {("Q4_K", "decode")}
+    for row in result["rows"]:
+        assert set(row) >= {"format", "phase", "tokens", "threads", "value", "unit", "share"}
+        assert row["value"] > 0
+        assert row["share"] > 0
+    assert any("the most that fits" in text for text in card)
+    monkeypatch.setattr(bench_kernels, "MOST", 1e-9)
+    with pytest.raises(LocalR1Error, match="measured badly"):
+        bench_kernels.main("Q4_K", 0.01, None, as_json=True)
+    assert json.loads(capsys.readouterr().out)["rows"]
+
+
+def test_the_limit_is_that_of_the_best_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"format": "Q4_K", "phase": "decode", "value": 10.0, "share": 1.0, "spread": [0.9, 1.1]}
+    monkeypatch.setattr(bench_kernels, "bench_rows", lambda *_: iter([row]))
+    monkeypatch.setattr(bench_kernels, "bandwidth_by_threads", lambda _: {1: 30.0, 2: 24.0})
+    result = bench_kernels.run(["Q4_K"], 1.0, 2)
+    cpu_experts.set_threads(None)
+    assert result["rows"][0]["share"] == pytest.approx(0.8)
+    assert result["limits"]["read_bandwidth"] == pytest.approx(12.5)
+    assert result["limits"]["vnni_peak"] is None
+
+
+def test_flags_of_the_kernels() -> None:
+    with pytest.raises(LocalR1Error, match="Q9_K") as error:
+        bench_kernels.main("Q4_K, Q9_K", 1.0, None, as_json=True)
+    assert "IQ4_XS" in error.value.hint
+    with pytest.raises(LocalR1Error, match="above 0"):
+        bench_kernels.main(None, 0.0, None, as_json=True)
+    ask = CliRunner().invoke
+    for flags in (["tiny-r1", "--kernels"], ["--formats", "Q4_K"], ["--seconds", "1"]):
+        assert ask(cli.app, ["bench", *flags], standalone_mode=False).return_value == USAGE
+
+
+def test_a_table_older_than_the_kernels_is_refused(tmp_path: Path) -> None:
+    kernels, document = tmp_path / "kernels", tmp_path / "benchmarks.md"
+    kernels.mkdir()
+    (kernels / "a.py").write_text("x = 1\n")
+    document.write_text("before\n")
+    assert (
+        check_benchmarks.complaint(document, kernels) == "benchmarks.md has no table of the kernels"
+    )
+    with pytest.raises(ValueError, match="no place"):
+        check_benchmarks.write_table("| a |", document, kernels)
+    document.write_text(
+        f"before\n{check_benchmarks.MARK.format('0' * 16)}\nold\n{check_benchmarks.END}\nafter\n"
+    )
+    assert "older" in str(check_benchmarks.complaint(document, kernels))
+    check_benchmarks.write_table("| a |", document, kernels)
+    assert check_benchmarks.complaint(document, kernels) is None
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "| a |" in text
+    (kernels / "a.py").write_text("x = 2\n")
+    assert "older" in str(check_benchmarks.complaint(document, kernels))

@@ -25,6 +25,7 @@ ORDER = [
     ["localr1.chat"],
     ["localr1.llm"],
     ["localr1.bench", "localr1.show", "localr1.verify"],
+    ["localr1.bench_kernels"],
     ["localr1.cli"],
     ["localr1.__main__"],
 ]
