@@ -1,10 +1,10 @@
 """moe_forward: route -> gate and up -> SwiGLU -> down -> weighted sum.
 
 (token, slot) pairs are sorted by expert, so that an expert's weights are read once for all its
-tokens. Two jobs run per call. In the first an item is a run of rows of gate and up of one expert:
-its products stay in the thread's scratch, become h by SwiGLU, and are kept quantised for the
-second. There an item is a run of rows of the output: it loops over the experts, so the sum needs no
-atomics and does not depend on the number of threads.
+tokens. Few tokens are one job (decode.py). Many are two: in the first an item is a run of rows of
+gate and up of one expert; its products stay in the thread's scratch, become h by SwiGLU, and are
+kept quantised for the second. There an item is a run of rows of the output: it loops over the
+experts, so the sum needs no atomics and does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -19,12 +19,37 @@ from cpu_experts.activate import swiglu
 from cpu_experts.activations import Activations, as_rows
 from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import c_function, entry
+from cpu_experts.decode import MOST_PAIRS, block_bytes, few_item, plan_runs, run_bytes
 from cpu_experts.layout import row_stride
-from cpu_experts.matmul import check_out, kernel_for, rows_per_item
-from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32, store_i64
+from cpu_experts.matmul import FEW_TOKENS, check_out, rows_per_item
+from cpu_experts.memory import load_f32, load_i32, load_i64, store_f32, store_i64
+from cpu_experts.moe_job import (
+    BLOCKS_DONE,
+    DOWN,
+    DOWN_RUN,
+    GATE_TABLE,
+    GROUP_BYTES,
+    GROUPS,
+    H_FLOATS,
+    H_STRIDE,
+    H_TABLE,
+    JOB_BYTES,
+    N_GROUPS,
+    OUT,
+    PAIRS,
+    RUNS,
+    SLOTS,
+    TOKENS,
+    UP,
+    UP_TABLE,
+    WEIGHTS,
+    H,
+    add_scaled,
+    call_matrix,
+)
 from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
 from cpu_experts.quantise import prepare_rows, quantise_part
-from cpu_experts.tensor import AUX, BASES, COLS, COUNT, KIND, N_ROWS, STRIDE
+from cpu_experts.tensor import COLS, COUNT, KIND, N_ROWS, STRIDE
 from cpu_experts.workspace import WORKSPACE
 
 TOKEN_TILE = 128  # tokens of one pass over a run of rows
@@ -32,57 +57,13 @@ ROW_RUN = 256  # rows of gate and up in an item: one activation block of every k
 _TINY = 1 << 20  # pairs x weights below which waking the pool costs more than it saves
 _row_stride = row_stride.py_func
 
-# Fields of the job, int64 each.
-(
-    _GATE,
-    _UP,
-    _DOWN,
-    _GROUPS,
-    _N_GROUPS,
-    _PAIRS,
-    _GATE_TABLE,
-    _UP_TABLE,
-    _H,
-    _H_STRIDE,
-    _H_TABLE,
-    _OUT,
-    _TOKENS,
-    _WEIGHTS,
-    _DOWN_RUN,
-    _SLOTS,
-) = range(16)
-JOB_BYTES = 128
-# A group: (expert, first pair, pairs).
-_GROUP_BYTES = 24
-
-
-@njit(error_model="numpy")
-def _call(weight, matrix, row, n_rows, table, n_tokens, out, out_stride, scratch):
-    """A run of rows of one matrix of a stack against n_tokens activations."""
-    call_kernel(
-        kernel_for(weight, n_tokens),
-        (
-            load_i64(load_i64(weight + 8 * BASES) + 8 * matrix),
-            load_i64(weight + 8 * STRIDE),
-            row,
-            n_rows,
-            load_i64(weight + 8 * COLS),
-            load_i64(load_i64(weight + 8 * AUX) + 8 * matrix),
-            table,
-            n_tokens,
-            out,
-            out_stride,
-            scratch,
-        ),
-    )
-
 
 def _hidden_item(job, item, slot, scratch):
     """h of one expert's tokens for one run of rows of gate and up."""
-    gate, up, down = load_i64(job), load_i64(job + 8 * _UP), load_i64(job + 8 * _DOWN)
+    gate, up, down = load_i64(job), load_i64(job + 8 * UP), load_i64(job + 8 * DOWN)
     inter = load_i64(gate + 8 * N_ROWS)
     runs = (inter + ROW_RUN - 1) // ROW_RUN
-    group = load_i64(job + 8 * _GROUPS) + item // runs * _GROUP_BYTES
+    group = load_i64(job + 8 * GROUPS) + item // runs * GROUP_BYTES
     expert, first, pairs = load_i64(group), load_i64(group + 8), load_i64(group + 16)
     row = item % runs * ROW_RUN
     n_rows = min(ROW_RUN, inter - row)
@@ -90,12 +71,12 @@ def _hidden_item(job, item, slot, scratch):
     ups = gates + TOKEN_TILE * ROW_RUN * 4
     for start in range(first, first + pairs, TOKEN_TILE):
         n = min(TOKEN_TILE, first + pairs - start)
-        table = load_i64(job + 8 * _GATE_TABLE) + 8 * start
-        _call(gate, expert, row, n_rows, table, n, gates, ROW_RUN * 4, scratch)
-        table = load_i64(job + 8 * _UP_TABLE) + 8 * start
-        _call(up, expert, row, n_rows, table, n, ups, ROW_RUN * 4, scratch)
+        table = load_i64(job + 8 * GATE_TABLE) + 8 * start
+        call_matrix(gate, expert, row, n_rows, table, n, gates, ROW_RUN * 4, scratch)
+        table = load_i64(job + 8 * UP_TABLE) + 8 * start
+        call_matrix(up, expert, row, n_rows, table, n, ups, ROW_RUN * 4, scratch)
         for t in range(n):
-            h = load_i64(job + 8 * _H) + (start + t) * load_i64(job + 8 * _H_STRIDE)
+            h = load_i64(job + 8 * H) + (start + t) * load_i64(job + 8 * H_STRIDE)
             values = gates + t * ROW_RUN * 4
             swiglu(values, ups + t * ROW_RUN * 4, n_rows)
             quantise_part(load_i64(down + 8 * KIND), values, row, n_rows, inter, h)
@@ -103,62 +84,55 @@ def _hidden_item(job, item, slot, scratch):
 
 def _output_item(job, item, slot, scratch):
     """One run of rows of the output: the weighted sum over all experts, for all tokens."""
-    down = load_i64(job + 8 * _DOWN)
-    hidden, step = load_i64(down + 8 * N_ROWS), load_i64(job + 8 * _DOWN_RUN)
+    down = load_i64(job + 8 * DOWN)
+    hidden, step = load_i64(down + 8 * N_ROWS), load_i64(job + 8 * DOWN_RUN)
     row = item * step
     n_rows = min(step, hidden - row)
-    out = load_i64(job + 8 * _OUT) + 4 * row
-    for t in range(load_i64(job + 8 * _TOKENS)):
+    out = load_i64(job + 8 * OUT) + 4 * row
+    for t in range(load_i64(job + 8 * TOKENS)):
         for i in range(n_rows):
             store_f32(out + 4 * (t * hidden + i), 0.0)
     parts = scratch + (1 << 19)
-    for g in range(load_i64(job + 8 * _N_GROUPS)):
-        group = load_i64(job + 8 * _GROUPS) + g * _GROUP_BYTES
+    for g in range(load_i64(job + 8 * N_GROUPS)):
+        group = load_i64(job + 8 * GROUPS) + g * GROUP_BYTES
         expert, first, pairs = load_i64(group), load_i64(group + 8), load_i64(group + 16)
         for start in range(first, first + pairs, TOKEN_TILE):
             n = min(TOKEN_TILE, first + pairs - start)
-            table = load_i64(job + 8 * _H_TABLE) + 8 * start
-            _call(down, expert, row, n_rows, table, n, parts, 4 * n_rows, scratch)
+            table = load_i64(job + 8 * H_TABLE) + 8 * start
+            call_matrix(down, expert, row, n_rows, table, n, parts, 4 * n_rows, scratch)
             for t in range(n):
-                pair = load_i64(load_i64(job + 8 * _PAIRS) + 8 * (start + t))
-                weight = load_f32(load_i64(job + 8 * _WEIGHTS) + 4 * pair)
-                target = out + 4 * (pair // load_i64(job + 8 * _SLOTS)) * hidden
-                _accumulate(target, parts + 4 * t * n_rows, weight, n_rows)
+                pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * (start + t))
+                weight = load_f32(load_i64(job + 8 * WEIGHTS) + 4 * pair)
+                target = out + 4 * (pair // load_i64(job + 8 * SLOTS)) * hidden
+                add_scaled(target, parts + 4 * t * n_rows, weight, n_rows)
 
 
 @njit(error_model="numpy")
-def _accumulate(target, source, factor, n):
-    for i in range(n):
-        value = load_f32(target + 4 * i) + factor * load_f32(source + 4 * i)
-        store_f32(target + 4 * i, value)
-
-
-@njit(error_model="numpy")
-def _group(ids, n_experts, groups, counts, pairs):
-    """Sort the pairs by expert. Returns (groups, pairs), or (-1, 0) where an id is out of range.
+def _group(ids, n, n_experts, groups, counts, pairs):
+    """Sort the n pairs by expert. Returns (groups, pairs), or (-1, 0) where an id is too big.
 
     A negative id means that this slot's expert is computed elsewhere: the pair is left out.
     """
     for e in range(n_experts):
         store_i64(counts + 8 * e, 0)
-    flat = ids.reshape(ids.size)
-    for e in flat:
+    for p in range(n):
+        e = load_i32(ids + 4 * p)
         if e >= n_experts:
             return -1, 0
         if e >= 0:
             store_i64(counts + 8 * e, load_i64(counts + 8 * e) + 1)
     n_groups, first = 0, 0
     for e in range(n_experts):
-        n = load_i64(counts + 8 * e)
-        if n > 0:
-            store_i64(groups + _GROUP_BYTES * n_groups, e)
-            store_i64(groups + _GROUP_BYTES * n_groups + 8, first)
-            store_i64(groups + _GROUP_BYTES * n_groups + 16, n)
+        members = load_i64(counts + 8 * e)
+        if members > 0:
+            store_i64(groups + GROUP_BYTES * n_groups, e)
+            store_i64(groups + GROUP_BYTES * n_groups + 8, first)
+            store_i64(groups + GROUP_BYTES * n_groups + 16, members)
             n_groups += 1
         store_i64(counts + 8 * e, first)
-        first += n
-    for p in range(flat.size):
-        e = flat[p]
+        first += members
+    for p in range(n):
+        e = load_i32(ids + 4 * p)
         if e >= 0:
             place = load_i64(counts + 8 * e)
             store_i64(pairs + 8 * place, p)
@@ -190,25 +164,29 @@ def _tables(x, n_tokens, gate, up, gate_table, up_table, rows):
     return gate_table, up_table
 
 
-def _moe(x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes):
-    """moe_forward on prepared memory: see _workspace_bytes. Returns 0, or -1 for a bad id."""
-    n_tokens, slots = ids.shape
+@njit(error_model="numpy")
+def moe(
+    n_tokens, slots, x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes
+):
+    """moe_forward at addresses, on prepared memory: see workspace_bytes.
+
+    Returns 0, or -1 for an id that the bank does not have.
+    """
     gate, up, down = load_i64(bank), load_i64(bank + 8), load_i64(bank + 16)
     inter, hidden = load_i64(gate + 8 * N_ROWS), load_i64(down + 8 * N_ROWS)
-    n_experts, n = load_i64(gate + 8 * COUNT), ids.size
+    n_experts, n = load_i64(gate + 8 * COUNT), n_tokens * slots
     groups = work + JOB_BYTES
-    counts = groups + _GROUP_BYTES * n_experts
+    counts = groups + GROUP_BYTES * n_experts
     pairs = counts + 8 * n_experts
     gates, ups, hs = pairs + 8 * n, pairs + 16 * n, pairs + 24 * n
-    n_groups, n_pairs = _group(ids, n_experts, groups, counts, pairs)
+    n_groups, n_pairs = _group(ids, n, n_experts, groups, counts, pairs)
     if n_groups < 0:
         return -1
     h_stride = row_stride(load_i64(down + 8 * KIND), inter)
     h = (hs + 8 * n + 63) // 64 * 64
-    x_address = np.int64(x.ctypes.data)
-    gate_table, up_table = _tables(
-        x_address, n_tokens, gate, up, gate_table, up_table, h + n * h_stride
-    )
+    few = h + n * h_stride
+    rows = (few + _few_bytes(n, inter, hidden) + 63) // 64 * 64
+    gate_table, up_table = _tables(x, n_tokens, gate, up, gate_table, up_table, rows)
     _gather(pairs, n_pairs, slots, gate_table, gates)
     _gather(pairs, n_pairs, slots, up_table, ups)
     for p in range(n_pairs):
@@ -229,18 +207,54 @@ def _moe(x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, 
         h,
         h_stride,
         hs,
-        np.int64(out.ctypes.data),
+        out,
         n_tokens,
-        np.int64(weights.ctypes.data),
+        weights,
         step,
         slots,
     )
     for i in range(len(fields)):
         store_i64(work + 8 * i, fields[i])
+    if n_tokens <= FEW_TOKENS and n <= MOST_PAIRS:
+        floats = few + block_bytes(n, inter)
+        store_i64(work + 8 * BLOCKS_DONE, few)
+        store_i64(work + 8 * H_FLOATS, floats)
+        store_i64(work + 8 * RUNS, floats + 4 * n * inter)
+        items = plan_runs(work, inter, hidden, threads)
+        run_job(pool, load_i64(codes + 16), work, items, scratch)
+        return 0
     runs = (inter + ROW_RUN - 1) // ROW_RUN
     run_job(pool, load_i64(codes), work, n_groups * runs, scratch)
     run_job(pool, load_i64(codes + 8), work, (hidden + step - 1) // step, scratch)
     return 0
+
+
+@njit
+def _few_bytes(n_pairs, inter, hidden):
+    """Bytes that a job of few tokens needs beside the others': counters, h as floats, runs."""
+    if n_pairs > MOST_PAIRS:
+        return 0
+    h = block_bytes(n_pairs, inter) + 4 * n_pairs * inter
+    return h + run_bytes(n_pairs, inter, hidden) // 8 * 8
+
+
+def _moe(x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes):
+    """`moe` on arrays."""
+    return moe(
+        ids.shape[0],
+        ids.shape[1],
+        np.int64(x.ctypes.data),
+        np.int64(ids.ctypes.data),
+        np.int64(weights.ctypes.data),
+        np.int64(out.ctypes.data),
+        bank,
+        gate_table,
+        up_table,
+        work,
+        scratch,
+        pool,
+        codes,
+    )
 
 
 _FLOATS = types.Array(types.float32, 2, "C", aligned=True)
@@ -250,8 +264,8 @@ _MOE = types.int64(_FLOATS, _IDS, _FLOATS, _FLOATS, *[types.int64] * 7)
 
 @cache
 def compiled() -> tuple[Callable[..., int], np.ndarray, int]:
-    """The entry, and its two item codes as an array with its address."""
-    codes = [c_function(_hidden_item, ITEM), c_function(_output_item, ITEM)]
+    """The entry, and its three item codes as an array with its address."""
+    codes = [c_function(item, ITEM) for item in (_hidden_item, _output_item, few_item)]
     kept = np.array(codes, dtype=np.int64)
     return entry(_moe, _MOE), kept, int(kept.ctypes.data)
 
@@ -287,7 +301,7 @@ def moe_forward(
     tables = (0, 0)
     if isinstance(x, Activations):
         tables = (x.table(bank.gate.format.activation), x.table(bank.up.format.activation))
-    work = WORKSPACE.at_least(_workspace_bytes(bank, n_tokens, ids.size, not shared))
+    work = WORKSPACE.at_least(workspace_bytes(bank, n_tokens, ids.size, not shared))
     forward, _, codes = compiled()
     pool = pool_address()
     scratch = WORKSPACE.scratch
@@ -296,10 +310,11 @@ def moe_forward(
     return out
 
 
-def _workspace_bytes(bank: ExpertBank, n_tokens: int, n_pairs: int, quantise: bool) -> int:
-    """Bytes that `_moe` uses: job, groups, pair tables, h, and the quantised input."""
-    tables = JOB_BYTES + (_GROUP_BYTES + 8) * bank.n_experts + 4 * 8 * n_pairs
+def workspace_bytes(bank: ExpertBank, n_tokens: int, n_pairs: int, quantise: bool) -> int:
+    """Bytes that `moe` uses: job, groups, pair tables, h, and the quantised input."""
+    tables = JOB_BYTES + (GROUP_BYTES + 8) * bank.n_experts + 4 * 8 * n_pairs
     total = tables + n_pairs * bank.down.activation_stride + 256
+    total += _few_bytes(n_pairs, bank.inter, bank.hidden)
     if quantise:
         kinds = bank.gate.activation_stride + bank.up.activation_stride
         total += n_tokens * (kinds + 16)

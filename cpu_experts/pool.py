@@ -90,6 +90,16 @@ def wake(state):
         _syscall(load_i64(state + FUTEX), state + WAKE, _WAKE_ALL, 0x7FFFFFFF, 0, 0, 0)
 
 
+@njit(error_model="numpy")
+def relax(waited):
+    """A moment of waiting, short at first, then one that lets others run; returns `waited` + 1."""
+    if waited < _SPINS:
+        spin_pause()
+    else:
+        _sched_yield()
+    return waited + 1
+
+
 def _worker(state, slot, scratch):
     """A worker's whole life."""
     idle = 0
@@ -126,11 +136,7 @@ def run_job(state, function, job, items, scratch):
     _work(state, 0, scratch)
     waited = 0
     while atomic_load(state + DONE) < items:
-        waited += 1
-        if waited < _SPINS:
-            spin_pause()
-        else:
-            _sched_yield()
+        waited = relax(waited)
     atomic_store(state + OWNER, 0)
 
 

@@ -1,0 +1,191 @@
+"""Few tokens through their experts: one job, whose items shrink as its rows run out.
+
+Time is then the reading of weights, and is lost where threads wait for the last of them. So an item
+is a run of rows of half a thread's share of what is left, down to some 64 KiB; the runs of gate and
+up come first, those of the output after them, in the same job. Who takes an output run while h is
+not complete asks for its first weights and waits for those who are still at work on h. A run need
+not end where a block of h ends: who completes a block quantises it.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from cpu_experts.activate import swiglu
+from cpu_experts.memory import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    load_f32,
+    load_i64,
+    prefetch,
+    store_f32,
+    store_i64,
+)
+from cpu_experts.moe_job import (
+    BLOCKS_DONE,
+    DOWN,
+    GATE,
+    GATE_TABLE,
+    GROUP_BYTES,
+    GROUPS,
+    H_FLOATS,
+    H_STRIDE,
+    H_TABLE,
+    HIDDEN_DONE,
+    N_GROUPS,
+    N_HIDDEN,
+    OUT,
+    PAIRS,
+    RUNS,
+    SLOTS,
+    TOKENS,
+    UP,
+    UP_TABLE,
+    WEIGHTS,
+    H,
+    add_scaled,
+    call_matrix,
+)
+from cpu_experts.pool import relax
+from cpu_experts.quantise import quantise_part
+from cpu_experts.tensor import BASES, KIND, N_ROWS, STRIDE
+
+MOST_PAIRS = 64
+_BLOCK = 256  # values of h that are quantised together: whole blocks of every kind
+_MOST_ROWS, _ROWS = 256, 8  # of a run, and what its length is a multiple of
+_LEAST_BYTES = 1 << 16  # of a run's weights
+_HEAD = 1024  # bytes of a stream that are asked for before it is read
+
+
+@njit(error_model="numpy")
+def _run_length(left, row_bytes, threads):
+    """Rows of the next run, when `left` rows of `row_bytes` are not in a run yet."""
+    if threads == 1:
+        return _MOST_ROWS
+    size = max(_LEAST_BYTES // row_bytes, left // (2 * threads))
+    return min(_MOST_ROWS, (size + _ROWS) // _ROWS * _ROWS)
+
+
+@njit(error_model="numpy")
+def _cut(runs, groups, rows, row_bytes, threads):
+    """List `groups` times `rows` rows as runs, a word each; returns how many."""
+    n, left = 0, groups * rows
+    for group in range(groups):
+        row = 0
+        while row < rows:
+            size = _run_length(left, row_bytes, threads)
+            if row + size + _ROWS > rows:
+                size = rows - row
+            store_i64(runs + 8 * n, group << 48 | size << 32 | row)
+            n, row, left = n + 1, row + size, left - size
+    return n
+
+
+@njit(error_model="numpy")
+def run_bytes(groups, inter, hidden):
+    """Bytes that the runs of a job take at most."""
+    return 8 * (groups * (inter // _ROWS + 1) + hidden // _ROWS + 1)
+
+
+@njit(error_model="numpy")
+def block_bytes(groups, inter):
+    """Bytes of the counters of the blocks of h."""
+    return 8 * groups * ((inter + _BLOCK - 1) // _BLOCK)
+
+
+@njit(error_model="numpy")
+def plan_runs(job, inter, hidden, threads):
+    """Fill RUNS and N_HIDDEN and clear the counters; returns the number of items."""
+    groups, runs = load_i64(job + 8 * N_GROUPS), load_i64(job + 8 * RUNS)
+    gate, up, down = load_i64(job), load_i64(job + 8 * UP), load_i64(job + 8 * DOWN)
+    both = load_i64(gate + 8 * STRIDE) + load_i64(up + 8 * STRIDE)
+    hidden_runs = _cut(runs, groups, inter, both, threads)
+    store_i64(job + 8 * N_HIDDEN, hidden_runs)
+    for at in range(0, block_bytes(groups, inter), 8):
+        store_i64(load_i64(job + 8 * BLOCKS_DONE) + at, 0)
+    atomic_store(job + HIDDEN_DONE, 0)
+    row_bytes = max(1, groups) * load_i64(down + 8 * STRIDE)
+    return hidden_runs + _cut(runs + 8 * hidden_runs, 1, hidden, row_bytes, threads)
+
+
+def few_item(job, item, slot, scratch):
+    """One run: of h, or of the output."""
+    run = load_i64(load_i64(job + 8 * RUNS) + 8 * item)
+    row, n_rows = run & 0xFFFFFFFF, run >> 32 & 0xFFFF
+    if item < load_i64(job + 8 * N_HIDDEN):
+        _hidden_run(job, run >> 48, row, n_rows, scratch)
+        atomic_add(job + HIDDEN_DONE, 1)
+    else:
+        _output_run(job, row, n_rows, scratch)
+
+
+@njit(error_model="numpy")
+def _prefetch_head(weight, matrix, row, n_rows):
+    """Ask for the first bytes of a run of rows."""
+    stride = load_i64(weight + 8 * STRIDE)
+    start = load_i64(load_i64(weight + 8 * BASES) + 8 * matrix) + row * stride
+    for line in range(0, min(_HEAD, n_rows * stride), 64):
+        prefetch(start + line)
+
+
+@njit(error_model="numpy")
+def _hidden_run(job, group, row, n_rows, scratch):
+    """h of one expert's pairs for a run of rows of gate and up."""
+    gate, up, down = load_i64(job + 8 * GATE), load_i64(job + 8 * UP), load_i64(job + 8 * DOWN)
+    inter = load_i64(gate + 8 * N_ROWS)
+    place = load_i64(job + 8 * GROUPS) + group * GROUP_BYTES
+    expert, first, pairs = load_i64(place), load_i64(place + 8), load_i64(place + 16)
+    gates = scratch + (1 << 19)
+    ups = gates + 4 * pairs * n_rows
+    _prefetch_head(up, expert, row, n_rows)
+    table = load_i64(job + 8 * GATE_TABLE) + 8 * first
+    call_matrix(gate, expert, row, n_rows, table, pairs, gates, 4 * n_rows, scratch)
+    table = load_i64(job + 8 * UP_TABLE) + 8 * first
+    call_matrix(up, expert, row, n_rows, table, pairs, ups, 4 * n_rows, scratch)
+    swiglu(gates, ups, pairs * n_rows)
+    floats = load_i64(job + 8 * H_FLOATS) + 4 * first * inter
+    for p in range(pairs):
+        for i in range(n_rows):
+            value = load_f32(gates + 4 * (p * n_rows + i))
+            store_f32(floats + 4 * (p * inter + row + i), value)
+    counters = load_i64(job + 8 * BLOCKS_DONE) + block_bytes(group, inter)
+    for start in range(row // _BLOCK * _BLOCK, row + n_rows, _BLOCK):
+        size = min(_BLOCK, inter - start)
+        ours = min(row + n_rows, start + size) - max(row, start)
+        if atomic_add(counters + 8 * (start // _BLOCK), ours) + ours < size:
+            continue
+        for p in range(pairs):
+            h = load_i64(job + 8 * H) + (first + p) * load_i64(job + 8 * H_STRIDE)
+            source = floats + 4 * (p * inter + start)
+            quantise_part(load_i64(down + 8 * KIND), source, start, size, inter, h)
+
+
+@njit(error_model="numpy")
+def _output_run(job, row, n_rows, scratch):
+    """A run of rows of the output: the weighted sum over all experts, for all tokens."""
+    down, n_groups = load_i64(job + 8 * DOWN), load_i64(job + 8 * N_GROUPS)
+    hidden, tokens = load_i64(down + 8 * N_ROWS), load_i64(job + 8 * TOKENS)
+    groups = load_i64(job + 8 * GROUPS)
+    for g in range(n_groups):
+        _prefetch_head(down, load_i64(groups + g * GROUP_BYTES), row, n_rows)
+    sums = scratch + (1 << 19)
+    for i in range(tokens * n_rows):
+        store_f32(sums + 4 * i, 0.0)
+    parts, waited = sums + 4 * tokens * n_rows, 0
+    while atomic_load(job + HIDDEN_DONE) < load_i64(job + 8 * N_HIDDEN):
+        waited = relax(waited)
+    for g in range(n_groups):
+        group = groups + g * GROUP_BYTES
+        first, pairs = load_i64(group + 8), load_i64(group + 16)
+        table = load_i64(job + 8 * H_TABLE) + 8 * first
+        call_matrix(down, load_i64(group), row, n_rows, table, pairs, parts, 4 * n_rows, scratch)
+        for p in range(pairs):
+            pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * (first + p))
+            weight = load_f32(load_i64(job + 8 * WEIGHTS) + 4 * pair)
+            target = sums + 4 * (pair // load_i64(job + 8 * SLOTS)) * n_rows
+            add_scaled(target, parts + 4 * p * n_rows, weight, n_rows)
+    out = load_i64(job + 8 * OUT) + 4 * row
+    for t in range(tokens):
+        for i in range(n_rows):
+            store_f32(out + 4 * (t * hidden + i), load_f32(sums + 4 * (t * n_rows + i)))

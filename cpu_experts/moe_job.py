@@ -1,0 +1,67 @@
+"""What the items of a moe_forward job read: its fields, groups of pairs, a matrix's product."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from cpu_experts.matmul import kernel_for
+from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32
+from cpu_experts.tensor import AUX, BASES, COLS, STRIDE
+
+# Fields of the job, int64 each.
+(
+    GATE,
+    UP,
+    DOWN,
+    GROUPS,
+    N_GROUPS,
+    PAIRS,
+    GATE_TABLE,
+    UP_TABLE,
+    H,
+    H_STRIDE,
+    H_TABLE,
+    OUT,
+    TOKENS,
+    WEIGHTS,
+    DOWN_RUN,
+    SLOTS,
+    # Of jobs for few tokens (decode.py).
+    RUNS,
+    N_HIDDEN,
+    H_FLOATS,
+    BLOCKS_DONE,
+) = range(20)
+HIDDEN_DONE = 192  # a counter on a cache line of its own
+JOB_BYTES = 256
+# A group: (expert, first pair, pairs).
+GROUP_BYTES = 24
+
+
+@njit(error_model="numpy")
+def call_matrix(weight, matrix, row, n_rows, table, n_tokens, out, out_stride, scratch):
+    """A run of rows of one matrix of a stack against n_tokens activations."""
+    call_kernel(
+        kernel_for(weight, n_tokens),
+        (
+            load_i64(load_i64(weight + 8 * BASES) + 8 * matrix),
+            load_i64(weight + 8 * STRIDE),
+            row,
+            n_rows,
+            load_i64(weight + 8 * COLS),
+            load_i64(load_i64(weight + 8 * AUX) + 8 * matrix),
+            table,
+            n_tokens,
+            out,
+            out_stride,
+            scratch,
+        ),
+    )
+
+
+@njit(error_model="numpy")
+def add_scaled(target, source, factor, n):
+    """target += factor * source, n float32."""
+    for i in range(n):
+        value = load_f32(target + 4 * i) + factor * load_f32(source + 4 * i)
+        store_f32(target + 4 * i, value)
