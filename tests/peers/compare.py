@@ -164,6 +164,7 @@ def compare(ours: Process, name: str, problem: argparse.Namespace, count: int) -
             process.close()
     return {
         "peer": name,
+        "name": theirs[0].hello["name"],
         "format": problem.format,
         "phase": "decode" if problem.tokens == 1 else "prefill",
         "tokens": problem.tokens,
@@ -236,8 +237,8 @@ def main() -> int:
     for tokens in map(int, options.tokens.split(",")):
         for kind in options.formats.split(","):
             measure(kind, tokens, options, rows, missing)
-    if options.write:
-        report.write(rows, missing, options)
+            if options.write:
+                report.write(rows, missing, options)
     print(json.dumps(report.result(rows, missing)))
     return 0
 

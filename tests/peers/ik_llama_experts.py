@@ -60,9 +60,11 @@ class IkLlama:
         return tensors
 
     def _repack(self, tensor: int) -> None:
+        """To the interleaved type of its format; one that has none stays as it is."""
         if self.ggml.iqk_repacked_type(tensor) == FORMATS[self.problem.format].ggml_type:
-            raise Missing(f"no repacked layout for {self.problem.format}")
-        self.ggml.iqk_repack_tensor(tensor)
+            self.repacked = False
+        else:
+            self.ggml.iqk_repack_tensor(tensor)
 
     def experts(self, context: int, weights: list[int], x: int, ids: int) -> int:
         """gate, up and SwiGLU in one operation, then down."""
@@ -87,7 +89,10 @@ def make(problem: Problem, chosen: argparse.Namespace) -> Runner:
     ggml = library()
     if FORMATS[problem.format].ggml_type is None:
         raise Missing(f"ik_llama.cpp does not know {problem.format}")
-    return Runner(ggml, problem, chosen.threads, IkLlama(ggml, problem, not chosen.plain))
+    peer = IkLlama(ggml, problem, not chosen.plain)
+    runner = Runner(ggml, problem, chosen.threads, peer)
+    runner.name += " repacked" if peer.repacked else ""
+    return runner
 
 
 if __name__ == "__main__":
