@@ -91,8 +91,5 @@ def write(
         f" {options.rounds} pairs, sets of {options.gib:g} GiB or more."
     )
     gone = ("\n\nNo figure: " + "; ".join(absent) + ".") if absent else ""
-    command = (
-        f"python -m tests.peers.compare --formats {options.formats} --tokens {options.tokens}"
-        f" --rounds {options.rounds} --write"
-    )
+    command = " ".join(["python -m tests.peers.compare", *sys.argv[1:]])
     write_table(f"{table(rows)}\n\n{note}\n\n`{command}`{gone}")
