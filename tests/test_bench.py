@@ -161,12 +161,12 @@ def test_a_table_older_than_the_kernels_is_refused(tmp_path: Path) -> None:
         check_benchmarks.complaint(document, kernels) == "benchmarks.md has no table of the kernels"
     )
     with pytest.raises(ValueError, match="no place"):
-        check_benchmarks.write_table("| a |", document, kernels)
+        check_benchmarks.write_table("| a |", check_benchmarks.kernel_hash(kernels), document)
     document.write_text(
         f"before\n{check_benchmarks.MARK.format('0' * 16)}\nold\n{check_benchmarks.END}\nafter\n"
     )
     assert "older" in str(check_benchmarks.complaint(document, kernels))
-    check_benchmarks.write_table("| a |", document, kernels)
+    check_benchmarks.write_table("| a |", check_benchmarks.kernel_hash(kernels), document)
     assert check_benchmarks.complaint(document, kernels) is None
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| a |" in text

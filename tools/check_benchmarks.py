@@ -29,10 +29,10 @@ def kernel_hash(folder: Path = KERNELS) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_table(table: str, document: Path = DOCUMENT, folder: Path = KERNELS) -> None:
-    """Put `table` where the old one is, with the hash of the sources of now."""
+def write_table(table: str, measured: str, document: Path = DOCUMENT) -> None:
+    """Put `table` where the old one is; `measured` is the `kernel_hash` that it was made with."""
     text = document.read_text("utf-8")
-    new = f"{MARK.format(kernel_hash(folder))}\n{table.strip()}\n{END}"
+    new = f"{MARK.format(measured)}\n{table.strip()}\n{END}"
     if not _FOUND.search(text):
         raise ValueError(f"{document} has no place for the table: no {MARK.format('…')}")
     document.write_text(_FOUND.sub(lambda _: new, text), "utf-8")

@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 
 from tests.peers import report
+from tools.check_benchmarks import kernel_hash
 
 _SETTLE = 0.02  # seconds for a process to come back from its stop
 _QUIET = 0.2  # cores that other programs may use in a round that counts
@@ -228,17 +229,18 @@ def main() -> int:
     parser.add_argument("--tokens", default="1,512", help="1 is decode, more is prefill")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--gib", type=float, default=3.0, help="least size of a set of weights")
+    parser.add_argument("--gib", type=float, default=3.0, help="about the size of a set of weights")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--write", action="store_true", help="put the table into the document")
     options = parser.parse_args()
+    measured = kernel_hash()  # of the sources that the runners are about to load
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     for tokens in map(int, options.tokens.split(",")):
         for kind in options.formats.split(","):
             measure(kind, tokens, options, rows, missing)
             if options.write:
-                report.write(rows, missing, options)
+                report.write(rows, missing, options, measured)
     print(json.dumps(report.result(rows, missing)))
     return 0
 

@@ -25,7 +25,7 @@ _SHIFT = 7919  # blocks between the beginnings of two experts in the same random
 
 @dataclass(frozen=True)
 class Problem:
-    """One format and one number of tokens a call; `gib` is the least size of the set in decode."""
+    """One format and one number of tokens a call; `gib` about the size of the set in decode."""
 
     format: str
     tokens: int = 1

@@ -77,19 +77,26 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(
-    rows: list[dict[str, Any]], missing: list[dict[str, Any]], options: argparse.Namespace
+    rows: list[dict[str, Any]],
+    missing: list[dict[str, Any]],
+    options: argparse.Namespace,
+    measured: str,
 ) -> None:
-    """Put the table, with what it was measured on, into docs/benchmarks.md."""
+    """Put the table, with what it was measured on, into docs/benchmarks.md; `measured` is the hash
+    of the kernels.
+    """
     host = machine()
     peers = ", ".join(f"{name} {number}" for name, number in sorted(versions().items()))
     ik = "compiled on the machine" if NATIVE.exists() else "the wheel, which has no AVX-512"
     absent = dict.fromkeys(f"{row['peer']} ({row['format']}): {row['reason']}" for row in missing)
+    loud = max((row["foreign"] for row in rows), default=0.0)
     note = (
         f"{datetime.date.today()}, {host['cpu']}, {host['cores']} cores,"
         f" {host['ram_bytes'] / 2**30:.0f} GiB, last cache {host['last_cache_bytes'] >> 20} MiB;"
         f" numba {host['numba']}; {peers}; ik_llama.cpp {ik}; {options.threads} threads,"
-        f" {options.rounds} pairs, sets of {options.gib:g} GiB or more."
+        f" {options.rounds} pairs, sets of about {options.gib:g} GiB;"
+        f" other programs used up to {loud:.1f} cores."
     )
     gone = ("\n\nNo figure: " + "; ".join(absent) + ".") if absent else ""
     command = " ".join(["python -m tests.peers.compare", *sys.argv[1:]])
-    write_table(f"{table(rows)}\n\n{note}\n\n`{command}`{gone}")
+    write_table(f"{table(rows)}\n\n{note}\n\n`{command}`{gone}", measured)

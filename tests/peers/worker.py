@@ -45,7 +45,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--format", default="Q4_K")
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--gib", type=float, default=3.0, help="least size of the set in decode")
+    parser.add_argument(
+        "--gib", type=float, default=3.0, help="about the size of the set in decode"
+    )
     parser.add_argument("--plain", action="store_true", help="without repacked weights")
     parser.add_argument("--rounds", type=int, default=0)
     return parser.parse_args()
