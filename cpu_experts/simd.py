@@ -120,3 +120,8 @@ def store_vector(builder: Any, value: Any, address: Any) -> None:
 def dot_bytes(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     """total + sums of 4 products of unsigned and signed bytes, per 32-bit lane (VPDPBUSD)."""
     return call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, unsigned, signed)
+
+
+def dot_words(builder: Any, total: Any, a: Any, b: Any) -> Any:
+    """total + sums of 2 products of signed 16-bit words, per 32-bit lane (VPDPWSSD)."""
+    return call(builder, "llvm.x86.avx512.vpdpwssd.512", total.type, total, a, b)

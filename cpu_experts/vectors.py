@@ -51,6 +51,7 @@ load_floats = operation(FLOATS, (ADDRESS,), lambda b, a: load_vector(b, a, F32, 
 load_floats256 = operation(FLOATS256, (ADDRESS,), lambda b, a: load_vector(b, a, F32, 8))
 store = operation(types.void, (INTS, ADDRESS), store_vector)
 store_floats = operation(types.void, (FLOATS, ADDRESS), store_vector)
+store256 = operation(types.void, (INTS256, ADDRESS), store_vector)
 store_floats256 = operation(types.void, (FLOATS256, ADDRESS), store_vector)
 load_twice256 = operation(INTS, (ADDRESS,), lambda b, a: _repeat(b, a, I32, 8, 2))
 
@@ -156,10 +157,9 @@ or_ = operation(INTS, (INTS, INTS), lambda b, x, y: b.or_(x, y))
 xor = operation(INTS, (INTS, INTS), lambda b, x, y: b.xor(x, y))
 add_words = operation(INTS, (INTS, INTS), lambda b, x, y: b.add(x, y))
 dot_bytes = operation(INTS, (INTS, INTS, INTS), simd.dot_bytes)
-dot_words = operation(
-    INTS,
-    (INTS, INTS, INTS),
-    lambda b, t, x, y: call(b, "llvm.x86.avx512.vpdpwssd.512", t.type, t, x, y),
+dot_words = operation(INTS, (INTS, INTS, INTS), simd.dot_words)
+multiply_words = operation(  # 32-bit lanes times one number
+    INTS, (INTS, types.int32), lambda b, x, n: b.mul(x, splat(b, n, 16))
 )
 
 
@@ -332,6 +332,16 @@ def _halves_to_floats(builder: Any, value: Any) -> Any:
 
 
 halves_to_floats = operation(FLOATS, (INTS,), _halves_to_floats)  # the low 16 bits of each lane
+
+
+def signed_byte(which: int) -> Any:
+    """An operation: a byte of each 32-bit lane, sign-extended."""
+    up, down = constant(I32, [24 - 8 * which] * 16), constant(I32, [24] * 16)
+    return operation(INTS, (INTS,), lambda b, x: b.ashr(b.shl(x, up), down))
+
+
+# 32-bit lanes shifted right by a number that is not known before.
+shift_right_by = operation(INTS, (INTS, types.int32), lambda b, x, n: b.lshr(x, splat(b, n, 16)))
 
 
 def shift_right32(count: int) -> Any:

@@ -10,14 +10,20 @@ from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import nibbles
+from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_constant,
     load_f16_strided,
     look_up_bytes,
+    mask_bytes,
     multiply256,
+    shift_right16,
     splat_float256,
+    store,
 )
 
 BLOCK, BYTES, SUB = 32, 18, 32
@@ -93,6 +99,73 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         unpack_vectors,
         BLOCK,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_LOW, _DOWN = mask_bytes(15), shift_right16(4, 4, 4, 4)
+
+_BIG, _SMALL = tile_products(32, narrow=True)
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    table = code_table()
+    for s in range(8):
+        a, b, c, d = quads(block + s * BYTES + 2, stride, last)
+        place = panel + 512 * s
+        fill_codes(table, a, place)
+        fill_codes(table, b, place + 64)
+        fill_codes(table, c, place + 128)
+        fill_codes(table, d, place + 192)
+    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
+
+
+@register_jitable
+def fill_codes(table, codes, place):
+    """One quad of values 0-15, and one of values 16-31, from their codes."""
+    store(look_up_bytes(table, _LOW(codes)), place)
+    store(look_up_bytes(table, _LOW(_DOWN(codes))), place + 256)
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    if cols % 256:
+        rows_scaled(
+            unpack_vectors,
+            BLOCK,
+            BYTES,
+            w,
+            stride,
+            row0,
+            n_rows,
+            cols,
+            acts,
+            n_tokens,
+            out,
+            out_stride,
+            scratch,
+        )
+        return
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        SUB,
+        128,
         w,
         stride,
         row0,

@@ -9,23 +9,26 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
-from cpu_experts.kernels.iq4_nl import CODEBOOK, code_table, code_values
+from cpu_experts.kernels.iq4_nl import CODEBOOK, code_table, code_values, fill_codes
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.tile_code import PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, load_u16, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_to_floats,
     deposit_bits,
-    load,
-    look_up_bytes,
-    mask_bytes,
+    fma,
+    halves_to_floats,
+    mask_lanes,
+    multiply,
     multiply256,
-    shift_right16,
+    or_,
+    shift_right_by,
+    splat_float,
     splat_float256,
-    store,
-    store_floats256,
+    store_floats,
+    to_floats,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -118,27 +121,29 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
-_TRANSPOSE = transpose_pieces(1, 0)
-_LOW, _DOWN = mask_bytes(15), shift_right16(4, 4, 4, 4)
+_FOUR, _TOP = mask_lanes(15), mask_lanes(0x30)
 
-_BIG, _SMALL = (tile_product(n, 32, minima=False, narrow=False) for n in (8, 4))
+_BIG, _SMALL = tile_products(32)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel, tmp):
+def fill_panel(block, stride, last, panel):
     """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
-    _TRANSPOSE(block + 8, stride, (last, tmp))
-    _TRANSPOSE(block + 72, stride, (last, tmp + 1024))
     table = code_table()
-    for j in range(32):
-        codes, place = load(tmp + 64 * j), panel + 64 * (8 * (j // 4) + j % 4)
-        store(look_up_bytes(table, _LOW(codes)), place)
-        store(look_up_bytes(table, _LOW(_DOWN(codes))), place + 256)
-    for r in range(16):
-        store_floats256(_unpack_scales(block + min(r, last) * stride), tmp + 64 * r)
-    _TRANSPOSE(tmp, 64, (15, tmp + 1024))
     for s in range(8):
-        store(load(tmp + 1024 + 64 * s), panel + PANEL_SCALES + 64 * s)
+        a, b, c, d = quads(block + 8 + 16 * s, stride, last)
+        fill_codes(table, a, panel + 512 * s)
+        fill_codes(table, b, panel + 512 * s + 64)
+        fill_codes(table, c, panel + 512 * s + 128)
+        fill_codes(table, d, panel + 512 * s + 192)
+    heads = quads(block, stride, last)
+    d = halves_to_floats(heads[0])
+    less = multiply(d, splat_float(np.float32(-32.0)))
+    for s in range(8):
+        # The high two bits of scale s are bits 16 + 2s and 17 + 2s of the first dword.
+        low, high = shift_right_by(heads[1], 4 * s), shift_right_by(heads[0], 12 + 2 * s)
+        scale = to_floats(or_(_FOUR(low), _TOP(high)))
+        store_floats(fma(scale, d, less), panel + PANEL_SCALES + 64 * s)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

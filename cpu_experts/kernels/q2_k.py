@@ -11,25 +11,29 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.tile_code import PANEL_MINIMA, PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.q4_k import fill_pairs
+from cpu_experts.kernels.tile_code import (
+    PANEL_FACTORS,
+    PANEL_MINIMA,
+    PANEL_SCALES,
+    quads,
+    tile_products,
+)
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
-    load,
+    halves_to_floats,
     load_twice256,
     load_u8_as_16,
     load_u8_as_32,
     mask_bytes,
     mask_lanes,
-    multiply,
     shift_right16,
     shift_right16_256,
     shift_right32,
-    splat_float,
     store,
     store_floats,
-    to_floats,
 )
 from cpu_experts.vectors import (
     load_f16 as load_half,
@@ -112,31 +116,53 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
-_TRANSPOSE = transpose_pieces(1, 0)
 _DOWN2, _DOWN4, _DOWN6 = (shift_right16(n, n, n, n) for n in (2, 4, 6))
-_MINIMUM = shift_right32(4)
+_NIBBLE, _BY8, _BY16, _BY24 = mask_bytes(15), *(shift_right32(n) for n in (8, 16, 24))
 
-_BIG, _SMALL = (tile_product(n, 16, minima=True, narrow=False) for n in (6, 3))
+_BIG, _SMALL = tile_products(16, words=True, minima=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel, tmp):
+def fill_panel(block, stride, last, panel):
     """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
-    _TRANSPOSE(block + 16, stride, (last, tmp))
-    for j in range(16):
-        pairs, place = load(tmp + 64 * j), panel + 64 * (32 * (j // 8) + j % 8)
-        store(_PAIR(pairs), place)
-        store(_PAIR(_DOWN2(pairs)), place + 512)
-        store(_PAIR(_DOWN4(pairs)), place + 1024)
-        store(_PAIR(_DOWN6(pairs)), place + 1536)
-    for r in range(16):
-        source = block + min(r, last) * stride
-        both, place = load_u8_as_32(source), tmp + 64 * r
-        d, dmin = splat_float(load_half(source + 80)), splat_float(load_half(source + 82))
-        store_floats(multiply(to_floats(_LOW(both)), d), place)
-        store_floats(multiply(to_floats(_MINIMUM(both)), dmin), place + 1024)
-    _TRANSPOSE(tmp, 64, (15, panel + PANEL_SCALES))
-    _TRANSPOSE(tmp + 1024, 64, (15, panel + PANEL_MINIMA))
+    for part in range(4):
+        a, b, c, d = quads(block + 16 + 16 * part, stride, last)
+        place = panel + 2048 * (part // 2) + 256 * (part % 2)
+        _fill_four(a, place)
+        _fill_four(b, place + 64)
+        _fill_four(c, place + 128)
+        _fill_four(d, place + 192)
+    # The block's last dword: d and dmin.
+    factors = quads(block + 68, stride, last)[3]
+    store_floats(halves_to_floats(factors), panel + PANEL_FACTORS)
+    store_floats(halves_to_floats(_BY16(factors)), panel + PANEL_FACTORS + 64)
+    a, b, c, d = quads(block, stride, last)
+    _fill_scales(a, panel)
+    _fill_scales(b, panel + 256)
+    _fill_scales(c, panel + 512)
+    _fill_scales(d, panel + 768)
+    fill_pairs(_NIBBLE(_DOWN4(a)), panel + PANEL_MINIMA)
+    fill_pairs(_NIBBLE(_DOWN4(b)), panel + PANEL_MINIMA + 128)
+    fill_pairs(_NIBBLE(_DOWN4(c)), panel + PANEL_MINIMA + 256)
+    fill_pairs(_NIBBLE(_DOWN4(d)), panel + PANEL_MINIMA + 384)
+
+
+@register_jitable
+def _fill_four(pairs, place):
+    """One quad of the four runs of 32 values that share bytes."""
+    store(_PAIR(pairs), place)
+    store(_PAIR(_DOWN2(pairs)), place + 512)
+    store(_PAIR(_DOWN4(pairs)), place + 1024)
+    store(_PAIR(_DOWN6(pairs)), place + 1536)
+
+
+@register_jitable
+def _fill_scales(packed, panel):
+    """Four scales of every row as integers."""
+    store(_LOW(packed), panel + PANEL_SCALES)
+    store(_LOW(_BY8(packed)), panel + PANEL_SCALES + 64)
+    store(_LOW(_BY16(packed)), panel + PANEL_SCALES + 128)
+    store(_LOW(_BY24(packed)), panel + PANEL_SCALES + 192)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

@@ -12,25 +12,25 @@ from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.tile_code import PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tile_code import PANEL_FACTORS, PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
+    add_words,
     bytes_to_words,
-    load,
+    halves_to_floats,
+    lanes_constant,
     load_twice256,
     mask_bytes,
     mask_lanes,
-    multiply,
     or_,
     shift_left16,
     shift_left16_256,
     shift_right16,
-    splat_float,
+    shift_right32,
     store,
     store_floats,
-    to_floats,
     words_as_lanes,
 )
 from cpu_experts.vectors import (
@@ -142,38 +142,60 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
-_TRANSPOSE = transpose_pieces(1, 0)
-_UP2, _UP1 = (shift_left16(n, n, n, n) for n in (2, 1))
+_UP4, _UP2, _UP1 = (shift_left16(n, n, n, n) for n in (4, 2, 1))
 _DOWN1, _DOWN2, _DOWN3, _DOWN4, _DOWN5, _DOWN6 = (
     shift_right16(n, n, n, n) for n in (1, 2, 3, 4, 5, 6)
 )
+_LOW, _TOP, _BYTE = mask_bytes(15), mask_bytes(0x30), mask_lanes(255)
+_BY8, _BY16, _BY24 = (shift_right32(count) for count in (8, 16, 24))
+_LESS32 = lanes_constant([-32] * 16)
 
-_BIG, _SMALL = (tile_product(n, 16, minima=False, narrow=False) for n in (6, 3))
+_BIG, _SMALL = tile_products(16, words=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel, tmp):
+def fill_panel(block, stride, last, panel):
     """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
-    # 32 bytes of high bits (and 32 more that are not looked at), then 64 of bit pairs.
-    _TRANSPOSE(block, stride, (last, tmp))
-    _TRANSPOSE(block + 32, stride, (last, tmp + 1024))
-    for i in range(8):
-        high, place = load(tmp + 64 * i), panel + 64 * i
-        pairs = load(tmp + 1024 + 64 * i)
-        store(or_(_PAIR(pairs), _THIRD(_UP2(high))), place)
-        store(or_(_PAIR(_DOWN2(pairs)), _THIRD(_UP1(high))), place + 512)
-        store(or_(_PAIR(_DOWN4(pairs)), _THIRD(high)), place + 1024)
-        store(or_(_PAIR(_DOWN6(pairs)), _THIRD(_DOWN1(high))), place + 1536)
-        pairs = load(tmp + 1536 + 64 * i)
-        store(or_(_PAIR(pairs), _THIRD(_DOWN2(high))), place + 2048)
-        store(or_(_PAIR(_DOWN2(pairs)), _THIRD(_DOWN3(high))), place + 2560)
-        store(or_(_PAIR(_DOWN4(pairs)), _THIRD(_DOWN4(high))), place + 3072)
-        store(or_(_PAIR(_DOWN6(pairs)), _THIRD(_DOWN5(high))), place + 3584)
-    for r in range(16):
-        source = block + min(r, last) * stride
-        scales = to_floats(words_as_lanes(_unpack_scales(source + 96)))
-        store_floats(multiply(scales, splat_float(load_half(source + 108))), tmp + 64 * r)
-    _TRANSPOSE(tmp, 64, (15, panel + PANEL_SCALES))
+    for half in range(2):
+        high = quads(block + 16 * half, stride, last)
+        pairs = block + 32 + 16 * half
+        first, second = quads(pairs, stride, last), quads(pairs + 32, stride, last)
+        place = panel + 256 * half
+        _fill_eight(high[0], first[0], second[0], place)
+        _fill_eight(high[1], first[1], second[1], place + 64)
+        _fill_eight(high[2], first[2], second[2], place + 128)
+        _fill_eight(high[3], first[3], second[3], place + 192)
+    # The block's end: a dword of bit pairs, three of scales; and d, in the last dword.
+    scales = quads(block + 92, stride, last)
+    d = _BY16(quads(block + 94, stride, last)[3])
+    store_floats(halves_to_floats(d), panel + PANEL_FACTORS)
+    a, b, c = scales[1], scales[2], scales[3]
+    _fill_four(or_(_LOW(a), _TOP(_UP4(c))), panel + PANEL_SCALES)
+    _fill_four(or_(_LOW(b), _TOP(_UP2(c))), panel + PANEL_SCALES + 256)
+    _fill_four(or_(_LOW(_DOWN4(a)), _TOP(c)), panel + PANEL_SCALES + 512)
+    _fill_four(or_(_LOW(_DOWN4(b)), _TOP(_DOWN2(c))), panel + PANEL_SCALES + 768)
+
+
+@register_jitable
+def _fill_eight(high, first, second, place):
+    """One quad of the eight runs of 32 values."""
+    store(or_(_PAIR(first), _THIRD(_UP2(high))), place)
+    store(or_(_PAIR(_DOWN2(first)), _THIRD(_UP1(high))), place + 512)
+    store(or_(_PAIR(_DOWN4(first)), _THIRD(high)), place + 1024)
+    store(or_(_PAIR(_DOWN6(first)), _THIRD(_DOWN1(high))), place + 1536)
+    store(or_(_PAIR(second), _THIRD(_DOWN2(high))), place + 2048)
+    store(or_(_PAIR(_DOWN2(second)), _THIRD(_DOWN3(high))), place + 2560)
+    store(or_(_PAIR(_DOWN4(second)), _THIRD(_DOWN4(high))), place + 3072)
+    store(or_(_PAIR(_DOWN6(second)), _THIRD(_DOWN5(high))), place + 3584)
+
+
+@register_jitable
+def _fill_four(packed, place):
+    """Four scales of every row, 32 taken off, as int16 in the low half of a lane."""
+    store(_WORD(add_words(_BYTE(packed), _LESS32())), place)
+    store(_WORD(add_words(_BYTE(_BY8(packed)), _LESS32())), place + 64)
+    store(_WORD(add_words(_BYTE(_BY16(packed)), _LESS32())), place + 128)
+    store(_WORD(add_words(_BY24(packed), _LESS32())), place + 192)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

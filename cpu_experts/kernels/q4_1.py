@@ -5,13 +5,24 @@ Low nibbles are values 0-15, high ones 16-31; weight = d * q + m.
 
 from __future__ import annotations
 
+import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.q4_0 import nibbles
+from cpu_experts.kernels.q4_0 import fill_nibbles, nibbles
+from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.tile_code import PANEL_MINIMA, PANEL_SCALES, quads, tile_products
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
-from cpu_experts.vectors import load_f16_strided
+from cpu_experts.vectors import (
+    halves_to_floats,
+    load_f16_strided,
+    multiply,
+    shift_right32,
+    splat_float,
+    store_floats,
+)
 
 BLOCK, BYTES, SUB = 32, 20, 32
 
@@ -71,6 +82,75 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         unpack_vectors,
         BLOCK,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_BY16 = shift_right32(16)
+
+_BIG, _SMALL = tile_products(32, minima=True, narrow=True)
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    for s in range(8):
+        a, b, c, d = quads(block + s * BYTES + 4, stride, last)
+        place = panel + 512 * s
+        fill_nibbles(a, place)
+        fill_nibbles(b, place + 64)
+        fill_nibbles(c, place + 128)
+        fill_nibbles(d, place + 192)
+    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
+    fill_block_minima(BYTES, block, stride, last, panel + PANEL_MINIMA)
+
+
+@register_jitable
+def fill_block_minima(n_bytes, block, stride, last, target):
+    """The second float16 of each of 8 blocks, of every row, negative: the tile takes minima off."""
+    for s in range(8):
+        heads = quads(block + s * n_bytes, stride, last)
+        minima = multiply(halves_to_floats(_BY16(heads[0])), splat_float(np.float32(-1.0)))
+        store_floats(minima, target + 64 * s)
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    if cols % 256:
+        rows_scaled(
+            unpack_vectors,
+            BLOCK,
+            BYTES,
+            w,
+            stride,
+            row0,
+            n_rows,
+            cols,
+            acts,
+            n_tokens,
+            out,
+            out_stride,
+            scratch,
+        )
+        return
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        SUB,
+        0,
         w,
         stride,
         row0,

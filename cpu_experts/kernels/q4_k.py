@@ -13,11 +13,11 @@ from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import (
+    PANEL_FACTORS,
     PANEL_MINIMA,
     PANEL_SCALES,
-    tile_product,
-    transpose_heads,
-    transpose_pieces,
+    quads,
+    tile_products,
 )
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer
@@ -164,7 +164,6 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
-_TRANSPOSE = transpose_pieces(1, 0)
 _DOWN, _SIX, _TOP, _BYTE = (
     shift_right16(4, 4, 4, 4),
     mask_bytes(63),
@@ -172,26 +171,32 @@ _DOWN, _SIX, _TOP, _BYTE = (
     mask_lanes(255),
 )
 _BY2, _BY8, _BY16, _BY24 = (shift_right32(count) for count in (2, 8, 16, 24))
+_PAIR01, _PAIR23 = (
+    bytes_constant([v for lane in range(0, 16, 4) for v in (lane + i, 128, lane + i + 1, 128)] * 4)
+    for i in (0, 2)
+)
 
-_BIG, _SMALL = (tile_product(n, 32, minima=True, narrow=False) for n in (8, 4))
+_BIG, _SMALL = tile_products(32, minima=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel, tmp):
+def fill_panel(block, stride, last, panel):
     """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
-    fill_nibbles(block + 16, stride, last, panel, tmp)
-    fill_scales(block, stride, last, panel, tmp)
+    for i in range(8):
+        a, b, c, d = quads(block + 16 + 16 * i, stride, last)
+        place = panel + 1024 * (i // 2) + 256 * (i % 2)
+        _fill_two(a, place)
+        _fill_two(b, place + 64)
+        _fill_two(c, place + 128)
+        _fill_two(d, place + 192)
+    fill_scales(block, stride, last, panel)
 
 
 @register_jitable
-def fill_nibbles(quants, stride, last, panel, tmp):
-    """128 bytes of nibbles of each row, as quads of values."""
-    _TRANSPOSE(quants, stride, (last, tmp))
-    _TRANSPOSE(quants + 64, stride, (last, tmp + 1024))
-    for j in range(32):
-        both, place = load(tmp + 64 * j), panel + 64 * (16 * (j // 8) + j % 8)
-        store(_LOW(both), place)
-        store(_LOW(_DOWN(both)), place + 512)
+def _fill_two(both, place):
+    """One quad of two sub-blocks."""
+    store(_LOW(both), place)
+    store(_LOW(_DOWN(both)), place + 512)
 
 
 @register_jitable
@@ -204,15 +209,22 @@ def _fill_four(packed, factor, target):
 
 
 @register_jitable
-def fill_scales(block, stride, last, panel, tmp):
+def fill_pairs(packed, target):
+    """Four bytes of every row as two vectors of int16 pairs."""
+    store(look_up_bytes(packed, _PAIR01()), target)
+    store(look_up_bytes(packed, _PAIR23()), target + 64)
+
+
+@register_jitable
+def fill_scales(block, stride, last, panel):
     """Scales and minima of all rows at once: the arithmetic of `unpack_scales`, a row per lane."""
-    transpose_heads(block, stride, (last, tmp))
-    heads, a, b, c = load(tmp), load(tmp + 64), load(tmp + 128), load(tmp + 192)
-    d, dmin = halves_to_floats(heads), halves_to_floats(_BY16(heads))
+    heads, a, b, c = quads(block, stride, last)
+    d = halves_to_floats(heads)
     _fill_four(_SIX(a), d, panel + PANEL_SCALES)
     _fill_four(or_(_LOW(c), _TOP(_BY2(a))), d, panel + PANEL_SCALES + 256)
-    _fill_four(_SIX(b), dmin, panel + PANEL_MINIMA)
-    _fill_four(or_(_LOW(_DOWN(c)), _TOP(_BY2(b))), dmin, panel + PANEL_MINIMA + 256)
+    fill_pairs(_SIX(b), panel + PANEL_MINIMA)
+    fill_pairs(or_(_LOW(_DOWN(c)), _TOP(_BY2(b))), panel + PANEL_MINIMA + 128)
+    store_floats(halves_to_floats(_BY16(heads)), panel + PANEL_FACTORS + 64)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

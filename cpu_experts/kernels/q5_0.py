@@ -10,9 +10,24 @@ from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import nibbles
+from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, store_f32, store_i8
-from cpu_experts.vectors import load_f16_strided, multiply256, set_where, splat_float256
+from cpu_experts.vectors import (
+    choose_lanes,
+    lanes_constant,
+    load_f16_strided,
+    mask_bytes,
+    multiply256,
+    or_,
+    set_where,
+    shift_right16,
+    shift_right_by,
+    splat_float256,
+    store,
+)
 
 BLOCK, BYTES, SUB = 32, 22, 32
 
@@ -82,6 +97,80 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         unpack_vectors,
         BLOCK,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_LOW, _DOWN = mask_bytes(15), shift_right16(4, 4, 4, 4)
+# Lane i has bit k of i as bit 4 of byte k.
+fifth_bits = lanes_constant([sum((i >> k & 1) << (8 * k + 4) for k in range(4)) for i in range(16)])
+
+_BIG, _SMALL = tile_products(32, narrow=True)
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    table = fifth_bits()
+    for s in range(8):
+        quants = block + s * BYTES + 6
+        high = quads(quants - 4, stride, last)[0]
+        a, b, c, d = quads(quants, stride, last)
+        place = panel + 512 * s
+        fill_5_bits(table, high, 0, a, place)
+        fill_5_bits(table, high, 4, b, place + 64)
+        fill_5_bits(table, high, 8, c, place + 128)
+        fill_5_bits(table, high, 12, d, place + 192)
+    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
+
+
+@register_jitable
+def fill_5_bits(table, high, first, both, place):
+    """Two quads of values, whose fifth bits start at bits `first` and `first` + 16 of `high`."""
+    # The table is looked up with the low 4 bits of each lane.
+    bits = choose_lanes(table, shift_right_by(high, first))
+    store(or_(_LOW(both), bits), place)
+    bits = choose_lanes(table, shift_right_by(high, 16 + first))
+    store(or_(_LOW(_DOWN(both)), bits), place + 256)
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    if cols % 256:
+        rows_scaled(
+            unpack_vectors,
+            BLOCK,
+            BYTES,
+            w,
+            stride,
+            row0,
+            n_rows,
+            cols,
+            acts,
+            n_tokens,
+            out,
+            out_stride,
+            scratch,
+        )
+        return
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        SUB,
+        16,
         w,
         stride,
         row0,

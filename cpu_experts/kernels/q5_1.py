@@ -8,10 +8,16 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.q5_0 import values_of_5_bits
+from cpu_experts.kernels.q4_1 import fill_block_minima
+from cpu_experts.kernels.q5_0 import fifth_bits, fill_5_bits, values_of_5_bits
+from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.tile_code import PANEL_MINIMA, PANEL_SCALES, quads, tile_products
+from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, store_f32, store_i8
-from cpu_experts.vectors import load_f16_strided
+from cpu_experts.vectors import (
+    load_f16_strided,
+)
 
 BLOCK, BYTES, SUB = 32, 24, 32
 
@@ -72,6 +78,67 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
         unpack_vectors,
         BLOCK,
         BYTES,
+        w,
+        stride,
+        row0,
+        n_rows,
+        cols,
+        acts,
+        n_tokens,
+        out,
+        out_stride,
+        scratch,
+    )
+
+
+# Many tokens.
+_BIG, _SMALL = tile_products(32, minima=True, narrow=True)
+
+
+@register_jitable
+def fill_panel(block, stride, last, panel):
+    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+    table = fifth_bits()
+    for s in range(8):
+        quants = block + s * BYTES + 8
+        high = quads(quants - 4, stride, last)[0]
+        a, b, c, d = quads(quants, stride, last)
+        place = panel + 512 * s
+        fill_5_bits(table, high, 0, a, place)
+        fill_5_bits(table, high, 4, b, place + 64)
+        fill_5_bits(table, high, 8, c, place + 128)
+        fill_5_bits(table, high, 12, d, place + 192)
+    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
+    fill_block_minima(BYTES, block, stride, last, panel + PANEL_MINIMA)
+
+
+def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
+    """out[t, r] = row r . activation t, for many tokens."""
+    if cols % 256:
+        rows_scaled(
+            unpack_vectors,
+            BLOCK,
+            BYTES,
+            w,
+            stride,
+            row0,
+            n_rows,
+            cols,
+            acts,
+            n_tokens,
+            out,
+            out_stride,
+            scratch,
+        )
+        return
+    tiles(
+        fill_panel,
+        _BIG,
+        _SMALL,
+        BLOCK,
+        BYTES,
+        SUB,
+        0,
         w,
         stride,
         row0,

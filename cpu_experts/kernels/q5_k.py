@@ -11,27 +11,25 @@ from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_k import (
-    fill_nibbles,
     fill_scales,
     scale_and_minimum,
     store_orders,
     unpack_scales,
 )
-from cpu_experts.kernels.tile_code import tile_product, transpose_pieces
+from cpu_experts.kernels.tile_code import quads, tile_products
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
-    load,
+    load_f16 as load_half,
+)
+from cpu_experts.vectors import (
     load_twice256,
     mask_bytes,
     or_,
     shift_left16,
     shift_right16,
     store,
-)
-from cpu_experts.vectors import (
-    load_f16 as load_half,
 )
 
 BLOCK, BYTES, SUB = 256, 176, 32
@@ -116,30 +114,40 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
-_TRANSPOSE = transpose_pieces(1, 0)
+_DOWN = shift_right16(4, 4, 4, 4)
 _UP4, _UP3, _UP2, _UP1 = (shift_left16(n, n, n, n) for n in (4, 3, 2, 1))
 _DOWN1, _DOWN2, _DOWN3 = (shift_right16(n, n, n, n) for n in (1, 2, 3))
 
-_BIG, _SMALL = (tile_product(n, 32, minima=True, narrow=False) for n in (8, 4))
+_BIG, _SMALL = tile_products(32, minima=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel, tmp):
+def fill_panel(block, stride, last, panel):
     """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
-    fill_nibbles(block + 48, stride, last, panel, tmp)
-    # 32 bytes of high bits (and 32 more that are not looked at).
-    _TRANSPOSE(block + 16, stride, (last, tmp))
-    for i in range(8):
-        high, place = load(tmp + 64 * i), panel + 64 * i
-        store(or_(load(place), _FIFTH(_UP4(high))), place)
-        store(or_(load(place + 512), _FIFTH(_UP3(high))), place + 512)
-        store(or_(load(place + 1024), _FIFTH(_UP2(high))), place + 1024)
-        store(or_(load(place + 1536), _FIFTH(_UP1(high))), place + 1536)
-        store(or_(load(place + 2048), _FIFTH(high)), place + 2048)
-        store(or_(load(place + 2560), _FIFTH(_DOWN1(high))), place + 2560)
-        store(or_(load(place + 3072), _FIFTH(_DOWN2(high))), place + 3072)
-        store(or_(load(place + 3584), _FIFTH(_DOWN3(high))), place + 3584)
-    fill_scales(block, stride, last, panel, tmp)
+    for half in range(2):
+        high = quads(block + 16 + 16 * half, stride, last)
+        q = block + 48 + 16 * half
+        first, second = quads(q, stride, last), quads(q + 32, stride, last)
+        third, fourth = quads(q + 64, stride, last), quads(q + 96, stride, last)
+        place = panel + 256 * half
+        _fill_eight(high[0], first[0], second[0], third[0], fourth[0], place)
+        _fill_eight(high[1], first[1], second[1], third[1], fourth[1], place + 64)
+        _fill_eight(high[2], first[2], second[2], third[2], fourth[2], place + 128)
+        _fill_eight(high[3], first[3], second[3], third[3], fourth[3], place + 192)
+    fill_scales(block, stride, last, panel)
+
+
+@register_jitable
+def _fill_eight(high, first, second, third, fourth, place):
+    """One quad of eight sub-blocks."""
+    store(or_(_LOW(first), _FIFTH(_UP4(high))), place)
+    store(or_(_LOW(_DOWN(first)), _FIFTH(_UP3(high))), place + 512)
+    store(or_(_LOW(second), _FIFTH(_UP2(high))), place + 1024)
+    store(or_(_LOW(_DOWN(second)), _FIFTH(_UP1(high))), place + 1536)
+    store(or_(_LOW(third), _FIFTH(high)), place + 2048)
+    store(or_(_LOW(_DOWN(third)), _FIFTH(_DOWN1(high))), place + 2560)
+    store(or_(_LOW(fourth), _FIFTH(_DOWN2(high))), place + 3072)
+    store(or_(_LOW(_DOWN(fourth)), _FIFTH(_DOWN3(high))), place + 3584)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

@@ -12,11 +12,12 @@ import numpy as np
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.tile_code import PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i8, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
+    halves_to_floats,
     load,
     load_i8_as_16,
     load_i8_as_32,
@@ -28,7 +29,8 @@ from cpu_experts.vectors import (
     shift_left16,
     shift_left16_256,
     shift_right16,
-    splat_float,
+    shift_right32,
+    signed_byte,
     store,
     store_floats,
     to_floats,
@@ -123,32 +125,51 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
-_TRANSPOSE = transpose_pieces(1, 0)
 _BY4, _BY2 = shift_left16(4, 4, 4, 4), shift_left16(2, 2, 2, 2)
-_DOWN2 = shift_right16(2, 2, 2, 2)
+_DOWN2, _HALF = shift_right16(2, 2, 2, 2), shift_right32(16)
+_BYTE0, _BYTE1, _BYTE2, _BYTE3 = (signed_byte(i) for i in range(4))
 
-_BIG, _SMALL = (tile_product(n, 16, minima=False, narrow=False) for n in (6, 3))
+_BIG, _SMALL = tile_products(16)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel, tmp):
+def fill_panel(block, stride, last, panel):
     """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
-    _TRANSPOSE(block, stride, (last, tmp))
-    _TRANSPOSE(block + 64, stride, (last, tmp + 1024))
-    _TRANSPOSE(block + 128, stride, (last, tmp + 2048))
-    for half in range(2):
-        for i in range(8):
-            first, second = load(tmp + 1024 * half + 64 * i), load(tmp + 1024 * half + 64 * i + 512)
-            high, place = load(tmp + 2048 + 512 * half + 64 * i), panel + 2048 * half + 64 * i
-            store(or_(_LOW(first), _HIGH(_BY4(high))), place)
-            store(or_(_LOW(second), _HIGH(_BY2(high))), place + 512)
-            store(or_(_LOW(_DOWN(first)), _HIGH(high)), place + 1024)
-            store(or_(_LOW(_DOWN(second)), _HIGH(_DOWN2(high))), place + 1536)
-    for r in range(16):
-        source = block + min(r, last) * stride
-        scales = to_floats(load_i8_as_32(source + 192))
-        store_floats(multiply(scales, splat_float(load_half(source + 208))), tmp + 64 * r)
-    _TRANSPOSE(tmp, 64, (15, panel + PANEL_SCALES))
+    for part in range(4):
+        half, i = part // 2, part % 2
+        low = block + 64 * half + 16 * i
+        first, second = quads(low, stride, last), quads(low + 32, stride, last)
+        high = quads(block + 128 + 32 * half + 16 * i, stride, last)
+        place = panel + 2048 * half + 256 * i
+        _fill_four(first[0], second[0], high[0], place)
+        _fill_four(first[1], second[1], high[1], place + 64)
+        _fill_four(first[2], second[2], high[2], place + 128)
+        _fill_four(first[3], second[3], high[3], place + 192)
+    # The dword that ends the block: two scales and d.
+    d = halves_to_floats(_HALF(quads(block + 194, stride, last)[3]))
+    scales = quads(block + 192, stride, last)
+    _fill_scales(scales[0], d, panel + PANEL_SCALES)
+    _fill_scales(scales[1], d, panel + PANEL_SCALES + 256)
+    _fill_scales(scales[2], d, panel + PANEL_SCALES + 512)
+    _fill_scales(scales[3], d, panel + PANEL_SCALES + 768)
+
+
+@register_jitable
+def _fill_four(first, second, high, place):
+    """One quad of the four runs of 32 values that share bytes."""
+    store(or_(_LOW(first), _HIGH(_BY4(high))), place)
+    store(or_(_LOW(second), _HIGH(_BY2(high))), place + 512)
+    store(or_(_LOW(_DOWN(first)), _HIGH(high)), place + 1024)
+    store(or_(_LOW(_DOWN(second)), _HIGH(_DOWN2(high))), place + 1536)
+
+
+@register_jitable
+def _fill_scales(packed, d, place):
+    """Four int8 scales of every row."""
+    store_floats(multiply(to_floats(_BYTE0(packed)), d), place)
+    store_floats(multiply(to_floats(_BYTE1(packed)), d), place + 64)
+    store_floats(multiply(to_floats(_BYTE2(packed)), d), place + 128)
+    store_floats(multiply(to_floats(_BYTE3(packed)), d), place + 192)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

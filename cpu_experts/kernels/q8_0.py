@@ -5,19 +5,19 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.tile_code import PANEL_SCALES, tile_product, transpose_pieces
+from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i8, store_f32, store_i8
 from cpu_experts.vectors import (
     flip_bytes,
-    load,
+    halves_to_floats,
     load_f16_strided,
     load_halves,
     multiply256,
     splat_float256,
     store,
-    store_floats256,
+    store_floats,
 )
 
 BLOCK, BYTES, SUB = 32, 34, 32
@@ -92,31 +92,29 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
-_TRANSPOSE, _SCALES = transpose_pieces(2, BYTES), transpose_pieces(1, 0)
-
-_BIG, _SMALL = (tile_product(n, 32, minima=False, narrow=True) for n in (8, 4))
+_BIG, _SMALL = tile_products(32, narrow=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel, tmp):
+def fill_panel(block, stride, last, panel):
     """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
-    for pair in range(4):
-        target = panel + 1024 * pair
-        _TRANSPOSE(block + 2 + 68 * pair, stride, (last, target))
-        for j in range(16):
-            store(_UNSIGNED(load(target + 64 * j)), target + 64 * j)
-    fill_scales(BYTES, block, stride, last, panel, tmp)
+    for piece in range(16):
+        quants = block + piece // 2 * BYTES + 2 + 16 * (piece % 2)
+        a, b, c, d = quads(quants, stride, last)
+        place = panel + 256 * piece
+        store(_UNSIGNED(a), place)
+        store(_UNSIGNED(b), place + 64)
+        store(_UNSIGNED(c), place + 128)
+        store(_UNSIGNED(d), place + 192)
+    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
 
 
 @register_jitable
-def fill_scales(n_bytes, block, stride, last, panel, tmp):
-    """The scales of 8 blocks of each row."""
-    for r in range(16):
-        source = block + min(r, last) * stride
-        store_floats256(load_f16_strided(source, n_bytes), tmp + 64 * r)
-    _SCALES(tmp, 64, (15, tmp + 1024))
+def fill_block_scales(n_bytes, block, stride, last, target):
+    """The float16 at the start of each of 8 blocks, of every row."""
     for s in range(8):
-        store(load(tmp + 1024 + 64 * s), panel + PANEL_SCALES + 64 * s)
+        heads = quads(block + s * n_bytes, stride, last)
+        store_floats(halves_to_floats(heads[0]), target + 64 * s)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
@@ -144,7 +142,7 @@ def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, o
         _SMALL,
         BLOCK,
         BYTES,
-        32,
+        SUB,
         128,
         w,
         stride,

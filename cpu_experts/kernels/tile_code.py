@@ -1,4 +1,4 @@
-"""LLVM code of the tiles: the 16 x 16 transposition, and the product of a tile.
+"""LLVM code of the tiles: the transposition of 16 rows, and the product of a tile.
 
 Written as loops in Python that emit instructions, because 16 accumulators must stay in registers.
 tiles.py says what the memory looks like.
@@ -6,6 +6,8 @@ tiles.py says what the memory looks like.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -15,9 +17,11 @@ from numba.core import cgutils
 from cpu_experts.memory import I32, I64, pointer
 from cpu_experts.simd import (
     F32,
+    INTS,
     call,
     constant,
     dot_bytes,
+    dot_words,
     load_vector,
     operation,
     splat,
@@ -26,6 +30,7 @@ from cpu_experts.simd import (
 )
 
 ADDRESS = types.int64
+_ZERO = constant(I32, [0] * 16)
 
 
 def _at(builder: Any, address: Any, offset: int) -> Any:
@@ -42,35 +47,6 @@ def _interleave(builder: Any, a: Any, b: Any, width: int, high: int) -> Any:
     return builder.shuffle_vector(a, b, constant(I32, lanes))
 
 
-def _take_lanes(builder: Any, a: Any, b: Any, odd: int) -> Any:
-    """The 128-bit lanes (odd, odd + 2) of a, then those of b."""
-    lanes = [4 * lane + i for lane in (odd, odd + 2, odd + 4, odd + 6) for i in range(4)]
-    return builder.shuffle_vector(a, b, constant(I32, lanes))
-
-
-def _transpose(builder: Any, rows: list[Any]) -> list[Any]:
-    """16 vectors of 16 lanes, transposed in four rounds of 16 shuffles."""
-    pairs = [
-        _interleave(builder, rows[i], rows[i + 1], 1, high)
-        for i in range(0, 16, 2)
-        for high in (0, 1)
-    ]
-    fours = []  # fours[4 * group + column]: column of 4 rows, in each 128 bits
-    for group in range(0, 16, 4):
-        for half in (0, 1):
-            for high in (0, 1):
-                a, b = pairs[group + half], pairs[group + 2 + half]
-                fours.append(_interleave(builder, a, b, 2, high))
-    out = [None] * 16
-    for column in range(4):
-        a, b, c, d = (fours[4 * group + column] for group in range(4))
-        for odd in (0, 1):
-            ab, cd = _take_lanes(builder, a, b, odd), _take_lanes(builder, c, d, odd)
-            out[column + 4 * odd] = _take_lanes(builder, ab, cd, 0)
-            out[column + 4 * odd + 8] = _take_lanes(builder, ab, cd, 1)
-    return out
-
-
 def _row_addresses(builder: Any, base: Any, stride: Any, last: Any) -> list[Any]:
     """Addresses of 16 rows; those past the last one are the last one again."""
     addresses = []
@@ -83,37 +59,7 @@ def _row_addresses(builder: Any, base: Any, stride: Any, last: Any) -> list[Any]
     return addresses
 
 
-def transpose_pieces(pieces: int, step: int) -> Any:
-    """An operation (base, stride, (last, target)): 64 bytes of each of 16 rows, transposed.
-
-    A row's 64 bytes are `pieces` equal runs, `step` bytes apart. At target: 16 vectors, vector j
-    with dword j of every row.
-    """
-    lanes = 16 // pieces
-
-    def emit(builder: Any, base: Any, stride: Any, rest: Any) -> None:
-        last, target = (builder.extract_value(rest, i) for i in (0, 1))
-        rows = []
-        for address in _row_addresses(builder, base, stride, last):
-            parts = [
-                load_vector(builder, _at(builder, address, step * i), I32, lanes)
-                for i in range(pieces)
-            ]
-            while len(parts) > 1:
-                wide = constant(I32, list(range(2 * parts[0].type.count)))
-                parts = [
-                    builder.shuffle_vector(parts[i], parts[i + 1], wide)
-                    for i in range(0, len(parts), 2)
-                ]
-            rows.append(parts[0])
-        for j, column in enumerate(_transpose(builder, rows)):
-            store_vector(builder, column, _at(builder, target, 64 * j))
-
-    return operation(types.void, (ADDRESS, ADDRESS, types.UniTuple(ADDRESS, 2)), emit)
-
-
-def _transpose_heads(builder: Any, base: Any, stride: Any, rest: Any) -> None:
-    last, target = (builder.extract_value(rest, i) for i in (0, 1))
+def _quads(builder: Any, base: Any, stride: Any, last: Any) -> Any:
     addresses = _row_addresses(builder, base, stride, last)
     fours = []
     for i in range(4):  # rows i, i + 4, i + 8, i + 12: one in each 128 bits
@@ -126,99 +72,157 @@ def _transpose_heads(builder: Any, base: Any, stride: Any, rest: Any) -> None:
     pairs = [
         _interleave(builder, fours[k], fours[k + 1], 1, high) for k in (0, 2) for high in (0, 1)
     ]
-    for j in range(4):
-        column = _interleave(builder, pairs[j // 2], pairs[2 + j // 2], 2, j % 2)
-        store_vector(builder, column, _at(builder, target, 64 * j))
+    columns = [_interleave(builder, pairs[j // 2], pairs[2 + j // 2], 2, j % 2) for j in range(4)]
+    return cgutils.pack_array(builder, columns)
 
 
-# (base, stride, (last, target)): 16 bytes of each of 16 rows as 4 vectors, dword j of every row.
-transpose_heads = operation(
-    types.void, (ADDRESS, ADDRESS, types.UniTuple(ADDRESS, 2)), _transpose_heads
-)
+# (base, stride, last): 16 bytes of each of 16 rows as 4 vectors, dword j of every row. The first
+# half of a transposition is in the loads, which cost no shuffles.
+quads = operation(types.UniTuple(INTS, 4), (ADDRESS, ADDRESS, ADDRESS), _quads)
 
 
 def _load_splat(builder: Any, address: Any, kind: Any, lanes: int = 16) -> Any:
     return splat(builder, builder.load(pointer(builder, address, kind), align=4), lanes)
 
 
+@dataclass(frozen=True)
 class Tile:
-    """What the product of a tile depends on at compile time."""
+    """What the product of a tile depends on at compile time.
 
-    def __init__(self, tokens: int, sub: int, minima: bool, narrow: bool) -> None:
-        self.tokens, self.sub, self.minima, self.narrow = tokens, sub, minima, narrow
+    words: scales are integers, and products of a sub-block fit int16: VPDPWSSD applies them.
+    minima: there are minima, and sums of activations for them; without, the dot products start
+    from the sums. narrow: activations have a scale per 32 values, and minima are float32.
+    """
+
+    tokens: int
+    sub: int
+    words: bool = False
+    minima: bool = False
+    narrow: bool = False
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """(token, panel) of each register of sums."""
+        return [(t, n) for t in range(self.tokens) for n in (0, 1)]
 
 
 # Offsets in a panel (16 rows x 256 values) and in a packed activation; see tiles.py.
-PANEL_SCALES, PANEL_MINIMA, PANEL_BYTES = 4096, 5120, 6144
+PANEL_SCALES, PANEL_MINIMA, PANEL_FACTORS, PANEL_BYTES = 4096, 5120, 6144, 6272
 ACT_SUMS, ACT_SCALES, ACT_BYTES = 256, 320, 384
+SUMS_BYTES = 128  # a token's sums of 32 rows
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return call(builder, "llvm.fma.v16f32", a.type, a, b, c)
 
 
-def _sub_block(
-    builder: Any, tile: Tile, s: Any, panels: list[Any], act: Any, inner: list[Any]
-) -> None:
-    """inner[t][n] += scale * (dot of sub-block s) [- minimum * sum] for all tokens, both panels."""
-    quads, cells = tile.sub // 4, [(t, n) for t in range(tile.tokens) for n in (0, 1)]
-    by_sub = [builder.add(p, builder.mul(s, ir.Constant(I64, quads * 64))) for p in panels]
+def _dots(builder: Any, tile: Tile, s: Any, panels: list[Any], act: Any) -> dict[Any, Any]:
+    """Integer products of sub-block s for all cells."""
+    quad_count = tile.sub // 4
+    by_sub = [builder.add(p, builder.mul(s, ir.Constant(I64, quad_count * 64))) for p in panels]
     q = builder.add(act, builder.mul(s, ir.Constant(I64, tile.sub)))
-    four = builder.mul(s, ir.Constant(I64, 4))
-    sums = builder.add(_at(builder, act, ACT_SUMS), four)
-    dots: dict[tuple[int, int], Any] = {}
-    for t, n in cells:
-        start = _at(builder, sums, t * ACT_BYTES)
-        zero = constant(I32, [0] * 16)
-        dots[t, n] = zero if tile.minima else _load_splat(builder, start, I32)
-    for k in range(quads):
+    starts = builder.add(_at(builder, act, ACT_SUMS), builder.mul(s, ir.Constant(I64, 4)))
+    dots: dict[Any, Any] = {}
+    for t, n in tile.cells:
+        start = _at(builder, starts, t * ACT_BYTES)
+        dots[t, n] = _ZERO if tile.minima else _load_splat(builder, start, I32)
+    for k in range(quad_count):
         weights = [load_vector(builder, _at(builder, p, 64 * k), I32, 16) for p in by_sub]
         for t in range(tile.tokens):
             value = _load_splat(builder, _at(builder, q, t * ACT_BYTES + 4 * k), I32)
             for n in (0, 1):
                 dots[t, n] = dot_bytes(builder, dots[t, n], weights[n], value)
-    line = builder.mul(s, ir.Constant(I64, 64))
+    return dots
+
+
+def _sub_block(
+    builder: Any, tile: Tile, s: Any, panels: list[Any], act: Any, inner: dict[Any, Any]
+) -> None:
+    """inner[t, n] += scale * dot of sub-block s [- minimum * sum], for all cells."""
+    dots = _dots(builder, tile, s, panels, act)
+    line, four = (builder.mul(s, ir.Constant(I64, size)) for size in (64, 4))
+    lane = I32 if tile.words else F32
     scales, minima = (
-        [load_vector(builder, builder.add(_at(builder, p, offset), line), F32, 16) for p in panels]
+        [load_vector(builder, builder.add(_at(builder, p, offset), line), lane, 16) for p in panels]
         for offset in (PANEL_SCALES, PANEL_MINIMA)
     )
-    for t, n in cells:
-        total = builder.load(inner[2 * t + n])
+    for t, n in tile.cells:
+        total = builder.load(inner[t, n])
+        if tile.words:
+            builder.store(dot_words(builder, total, dots[t, n], scales[n]), inner[t, n])
+            continue
         value = builder.sitofp(dots[t, n], vector(F32, 16))
         if tile.narrow:
-            scale = builder.add(_at(builder, act, ACT_SCALES + t * ACT_BYTES), four)
-            value = builder.fmul(value, _load_splat(builder, scale, F32))
+            place = builder.add(_at(builder, act, ACT_SCALES + t * ACT_BYTES), four)
+            value = builder.fmul(value, _load_splat(builder, place, F32))
         total = _fma(builder, value, scales[n], total)
-        if tile.minima:
-            act_sum = _load_splat(builder, _at(builder, sums, t * ACT_BYTES), F32)
-            total = _fma(builder, minima[n], act_sum, total)
-        builder.store(total, inner[2 * t + n])
+        if tile.minima and tile.narrow:
+            place = builder.add(_at(builder, act, ACT_SUMS + t * ACT_BYTES), four)
+            total = _fma(builder, minima[n], _load_splat(builder, place, F32), total)
+        builder.store(total, inner[t, n])
 
 
-def tile_product(tokens: int, sub: int, minima: bool, narrow: bool) -> Any:
-    """An operation (panels, act, (sums, stride)): `tokens` x 32 rows x 256 values.
-
-    Adds to the float32 sums at `sums` (32 per token, `stride` bytes between tokens).
-    """
-    tile = Tile(tokens, sub, minima, narrow)
-
-    def emit(builder: Any, first: Any, act: Any, rest: Any) -> None:
-        sums, stride = (builder.extract_value(rest, i) for i in range(2))
-        panels = [first, _at(builder, first, PANEL_BYTES)]
-        zero = ir.Constant(vector(F32, 16), [0.0] * 16)
-        inner = [cgutils.alloca_once_value(builder, zero) for _ in range(2 * tokens)]
-        for place in inner:
-            builder.store(zero, place)
-        with cgutils.for_range(builder, ir.Constant(I64, 256 // sub)) as loop:
-            _sub_block(builder, tile, loop.index, panels, act, inner)
-        for t in range(tokens):
-            row = builder.add(sums, builder.mul(stride, ir.Constant(I64, t)))
-            scale = _load_splat(builder, _at(builder, act, ACT_SCALES + t * ACT_BYTES), F32)
+def _minima(builder: Any, tile: Tile, panels: list[Any], act: Any) -> dict[Any, Any]:
+    """Integer sums of minimum * sum over the superblock: pairs of int16 on both sides."""
+    sums = dict.fromkeys(tile.cells, _ZERO)
+    for k in range(128 // tile.sub):
+        pairs = [
+            load_vector(builder, _at(builder, p, PANEL_MINIMA + 64 * k), I32, 16) for p in panels
+        ]
+        for t in range(tile.tokens):
+            place = _at(builder, act, t * ACT_BYTES + ACT_SUMS + 4 * k)
+            value = _load_splat(builder, place, I32)
             for n in (0, 1):
-                place = _at(builder, row, 64 * n)
-                part = builder.load(inner[2 * t + n])
-                total = load_vector(builder, place, F32, 16)
-                total = builder.fadd(total, part) if narrow else _fma(builder, part, scale, total)
-                store_vector(builder, total, place)
+                sums[t, n] = dot_words(builder, sums[t, n], pairs[n], value)
+    return sums
 
-    return operation(types.void, (ADDRESS, ADDRESS, types.UniTuple(ADDRESS, 2)), emit)
+
+def _superblock(
+    builder: Any, tile: Tile, panels: list[Any], act: Any, inner: dict[Any, Any]
+) -> dict[Any, Any]:
+    """The superblock's float32 products, without the activation's scale unless it is narrow."""
+    kind = vector(F32, 16)
+    parts = {cell: builder.load(place) for cell, place in inner.items()}
+    factors = [
+        [load_vector(builder, _at(builder, p, PANEL_FACTORS + 64 * i), F32, 16) for p in panels]
+        for i in (0, 1)
+    ]
+    if tile.words:
+        for t, n in tile.cells:
+            parts[t, n] = builder.fmul(builder.sitofp(parts[t, n], kind), factors[0][n])
+    if tile.minima and not tile.narrow:
+        sums = _minima(builder, tile, panels, act)
+        for t, n in tile.cells:
+            value = builder.fneg(builder.sitofp(sums[t, n], kind))
+            parts[t, n] = _fma(builder, value, factors[1][n], parts[t, n])
+    return parts
+
+
+def tile_product(tile: Tile) -> Any:
+    """An operation (panels, act, sums): tokens x 32 rows x 256 values.
+
+    Adds to the float32 sums at `sums`, 32 per token.
+    """
+
+    def emit(builder: Any, first: Any, act: Any, sums: Any) -> None:
+        panels = [first, _at(builder, first, PANEL_BYTES)]
+        zero = _ZERO if tile.words else ir.Constant(vector(F32, 16), [0.0] * 16)
+        inner = {cell: cgutils.alloca_once_value(builder, zero) for cell in tile.cells}
+        for place in inner.values():
+            builder.store(zero, place)
+        with cgutils.for_range(builder, ir.Constant(I64, 256 // tile.sub)) as loop:
+            _sub_block(builder, tile, loop.index, panels, act, inner)
+        parts = _superblock(builder, tile, panels, act, inner)
+        for t, n in tile.cells:
+            scale = _load_splat(builder, _at(builder, act, ACT_SCALES + t * ACT_BYTES), F32)
+            place, part = _at(builder, sums, SUMS_BYTES * t + 64 * n), parts[t, n]
+            total = load_vector(builder, place, F32, 16)
+            whole = builder.fadd if tile.narrow else partial(_fma, builder, scale)
+            store_vector(builder, whole(part, total), place)
+
+    return operation(types.void, (ADDRESS, ADDRESS, ADDRESS), emit)
+
+
+def tile_products(sub: int, **kind: bool) -> tuple[Any, Any]:
+    """The products of 8 and of 4 tokens."""
+    return tile_product(Tile(8, sub, **kind)), tile_product(Tile(4, sub, **kind))

@@ -1,11 +1,14 @@
-"""The avx512_vnni tier for many tokens: tiles of 32 rows x 8 (or 6) tokens x 256 values.
+"""The avx512_vnni tier for many tokens: tiles of 32 rows x 8 tokens x 256 values.
 
-For each superblock of columns the activations are packed, 384 bytes a token: 256 int8, 16 numbers
-that stand for the sums of the sub-blocks (int32 `offset * sum` where the dot products start, or
-float32 `-scale * sum` for formats with minima), float32 scales. Weights become panels of 16 rows:
-64 vectors of one quad (4 values) of every row, 16 vectors of scales, 16 of minima. A format brings
-`fill_panel(block, stride, last, panel, tmp)`, which writes one from native blocks. Sums are kept
-for 256 rows x 128 tokens.
+Weights become panels of 16 rows: 64 vectors of one quad (4 values) of every row, then scales,
+minima and factors, a row per lane. A format brings `fill_panel(block, stride, last, panel)`, which
+writes one from native blocks. A panel meets up to 256 tokens, so that filling it costs little.
+
+For each superblock of columns the activations are packed, 384 bytes a token: 256 int8, what stands
+for the sums of the sub-blocks, float32 scales. The sums are int32 `-offset * sum` where the dot
+products start; with minima they are pairs of int16, or float32 `-scale * sum` for blocks of 32.
+As many superblocks are packed at once as `_ACTS_ROOM` holds, and a row's are met in turn: few
+tokens read whole rows, many tokens one superblock of 256 rows.
 """
 
 from __future__ import annotations
@@ -13,94 +16,131 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cpu_experts.kernels.tile_code import ACT_BYTES, ACT_SCALES, ACT_SUMS, PANEL_BYTES
-from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
-from cpu_experts.memory import (
-    load_f32,
-    load_i16,
-    load_i64,
-    prefetch,
-    store_f32,
-    store_i32,
+from cpu_experts.kernels.tile_code import (
+    ACT_BYTES,
+    ACT_SCALES,
+    ACT_SUMS,
+    PANEL_BYTES,
+    SUMS_BYTES,
 )
-from cpu_experts.vectors import load, store, store_floats, zero, zero_floats
+from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
+from cpu_experts.memory import load_f32, load_i64, prefetch, store_f32
+from cpu_experts.vectors import (
+    load,
+    load256,
+    load_floats,
+    multiply,
+    multiply_words,
+    splat_float,
+    store,
+    store256,
+    store_floats,
+    to_floats,
+    words_as_lanes,
+    zero,
+    zero_floats,
+)
 
-TOKEN_TILE, ROW_TILE = 128, 256
-# Tokens of a tile, by the size of a sub-block: as many sums as stay in registers.
-BIG32, BIG16 = 8, 6
-# In scratch: two panels, room to transpose in, packed activations, all sums.
-_TMP = 2 * PANEL_BYTES
-_ACTS = _TMP + 8192
-_SUMS = _ACTS + (TOKEN_TILE + 8) * ACT_BYTES
-_STRIDE = ROW_TILE * 4 + 64  # not a power of two: tokens would meet in the same cache sets
+TOKEN_TILE, ROW_TILE = 256, 256
+# In scratch, in its first half MiB: two panels, packed activations, all sums.
+_ACTS = 2 * PANEL_BYTES
+_ACTS_ROOM = 200 * 1024
+_SUMS = _ACTS + _ACTS_ROOM
 
 
 @njit(error_model="numpy")
-def _pack(block, sub, offset, cols, b, acts, n, packed):
-    """Superblock b of n activations, then zeros to fill a tile. `offset` 0: there are minima."""
+def _pack(block, sub, offset, cols, b, act, out):
+    """Superblock b of an activation. `offset` 0: there are minima."""
+    for i in range(0, 256, 64):
+        store(load(act + 256 * b + i), out + i)
+    # Loads of what comes in a row behind fewer scales or sums: see layout.py.
+    scales = load_floats(act + scales_offset(cols) + 1024 * b // block)
+    store_floats(scales, out + ACT_SCALES)
     sums = sums16_offset(cols, block) if sub == 16 else sums32_offset(cols, block)
-    n_sub, per = 256 // sub, 256 // block
-    for t in range(n):
-        act, out = load_i64(acts + 8 * t), packed + t * ACT_BYTES
-        for i in range(0, 256, 64):
-            store(load(act + 256 * b + i), out + i)
-        for s in range(per):
-            store_f32(
-                out + ACT_SCALES + 4 * s, load_f32(act + scales_offset(cols) + 4 * (b * per + s))
-            )
-        for s in range(n_sub):
-            total = load_i16(act + sums + 2 * (b * n_sub + s))
-            if offset:
-                store_i32(out + ACT_SUMS + 4 * s, np.int32(-offset * total))
-            elif per == 1:
-                # The tile multiplies by the token's scale at the end.
-                store_f32(out + ACT_SUMS + 4 * s, -np.float32(total))
-            else:
-                scale = load_f32(out + ACT_SCALES + 4 * s)
-                store_f32(out + ACT_SUMS + 4 * s, -scale * np.float32(total))
-    for t in range(n, n + 7):
-        for i in range(0, ACT_BYTES, 64):
-            store(zero(), packed + t * ACT_BYTES + i)
+    words = load256(act + sums + 512 * b // sub)
+    if offset:
+        store(multiply_words(words_as_lanes(words), np.int32(-offset)), out + ACT_SUMS)
+    elif block == 32:
+        totals = multiply(to_floats(words_as_lanes(words)), splat_float(np.float32(-1.0)))
+        store_floats(multiply(totals, scales), out + ACT_SUMS)
+    else:
+        store256(words, out + ACT_SUMS)
 
 
 @njit(error_model="numpy")
-def _prefetch_panel(block, stride, last, n_bytes):
-    """The next superblock of 16 rows."""
-    for r in range(min(16, last + 1)):
-        for line in range(0, n_bytes + 63, 64):
-            prefetch(block + r * stride + n_bytes + line)
+def _pack_all(block, sub, offset, cols, first, last, acts, n, packed):
+    """Superblocks first..last of n activations, and zeros to fill their last tile."""
+    whole = (n + 7) // 8 * 8
+    for b in range(first, last):
+        target = packed + (b - first) * whole * ACT_BYTES
+        for t in range(n):
+            _pack(block, sub, offset, cols, b, load_i64(acts + 8 * t), target + t * ACT_BYTES)
+        for i in range(n * ACT_BYTES, whole * ACT_BYTES, 64):
+            store(zero(), target + i)
 
 
 @njit(error_model="numpy")
-def _multiply(big, small, sub, n, tmp, sums):
-    """The two panels against n packed activations, in tiles as big as they come."""
-    step, t = BIG32 if sub == 32 else BIG16, 0
-    while t < n:
-        if n - t > step // 2:
-            big(tmp, tmp + _ACTS + t * ACT_BYTES, (sums + t * _STRIDE, _STRIDE))
-            t += step
+def _multiply(big, small, n, tmp, acts, sums, ahead, stride, n_ahead, n_bytes):
+    """The two panels against n packed activations.
+
+    Between tiles, some of the `n_ahead` rows at `ahead` are fetched: all at once would fill the
+    core's buffers for missing lines, and it would wait.
+    """
+    per = n_ahead * 8 // n + 1
+    row = 0
+    for t in range(0, n, 8):
+        for r in range(row, min(row + per, n_ahead)):
+            for line in range(0, n_bytes + 63, 64):
+                prefetch(ahead + r * stride + line)
+        row += per
+        if n - t > 4:
+            big(tmp, acts + t * ACT_BYTES, sums + t * SUMS_BYTES)
         else:
-            small(tmp, tmp + _ACTS + t * ACT_BYTES, (sums + t * _STRIDE, _STRIDE))
-            t += step // 2
+            small(tmp, acts + t * ACT_BYTES, sums + t * SUMS_BYTES)
 
 
 @njit(error_model="numpy")
 def _one_tile(
     fill_panel, big, small, block, n_bytes, sub, offset, start, stride, n_rows, cols, acts, n, tmp
 ):
-    """Sums of up to 256 rows x 128 tokens, at tmp + _SUMS."""
-    group = n_bytes * 256 // block
-    for i in range(0, (n + 7) * _STRIDE, 64):
+    """Sums of up to 256 rows x 256 tokens at tmp + _SUMS: for each 32 rows, 32 of every token."""
+    group, blocks, whole = n_bytes * 256 // block, cols // 256, (n + 7) // 8 * 8
+    for i in range(0, (n_rows + 31) // 32 * whole * SUMS_BYTES, 64):
         store_floats(zero_floats(), tmp + _SUMS + i)
-    for b in range(cols // 256):
-        _pack(block, sub, offset, cols, b, acts, n, tmp + _ACTS)
+    step = max(1, _ACTS_ROOM // (whole * ACT_BYTES))
+    for first in range(0, blocks, step):
+        last = min(first + step, blocks)
+        _pack_all(block, sub, offset, cols, first, last, acts, n, tmp + _ACTS)
         for r in range(0, n_rows, 32):
-            for panel in range(2):
-                row = min(r + 16 * panel, n_rows - 1)
-                place, last = start + row * stride + b * group, min(15, n_rows - 1 - row)
-                _prefetch_panel(place, stride, last, group)
-                fill_panel(place, stride, last, tmp + panel * PANEL_BYTES, tmp + _TMP)
-            _multiply(big, small, sub, n, tmp, tmp + _SUMS + 4 * r)
+            sums = tmp + _SUMS + r // 32 * whole * SUMS_BYTES
+            here = start + r * stride
+            for b in range(first, last):
+                for panel in range(2):
+                    row = min(16 * panel, n_rows - 1 - r)
+                    bottom = min(15, n_rows - 1 - r - row)
+                    fill_panel(
+                        here + row * stride + b * group, stride, bottom, tmp + panel * PANEL_BYTES
+                    )
+                packed = tmp + _ACTS + (b - first) * whole * ACT_BYTES
+                ahead, n_ahead = here + (b + 1) * group, min(32, n_rows - r)
+                if b + 1 == last and r + 32 < n_rows:
+                    ahead, n_ahead = here + 32 * stride + first * group, min(32, n_rows - r - 32)
+                _multiply(big, small, n, tmp, packed, sums, ahead, stride, n_ahead, group)
+
+
+@njit(error_model="numpy")
+def _copy_out(sums, n_rows, whole, n, out, out_stride):
+    """The sums of all groups of 32 rows, to where the caller wants them."""
+    for r in range(0, n_rows, 32):
+        for t in range(n):
+            source, target = sums + t * SUMS_BYTES, out + t * out_stride + 4 * r
+            if r + 32 <= n_rows:
+                store_floats(load_floats(source), target)
+                store_floats(load_floats(source + 64), target + 64)
+            else:
+                for i in range(n_rows - r):
+                    store_f32(target + 4 * i, load_f32(source + 4 * i))
+        sums += whole * SUMS_BYTES
 
 
 @njit(error_model="numpy")
@@ -145,7 +185,5 @@ def tiles(
                 n,
                 tmp,
             )
-            for t in range(n):
-                target = out + (first + t) * out_stride + 4 * top
-                for r in range(rows):
-                    store_f32(target + 4 * r, load_f32(tmp + _SUMS + t * _STRIDE + 4 * r))
+            target = out + first * out_stride + 4 * top
+            _copy_out(tmp + _SUMS, rows, (n + 7) // 8 * 8, n, target, out_stride)
