@@ -17,7 +17,7 @@ from cpu_experts.memory import atomic_add, load_i64, prefetch
 from cpu_experts.pool import ITEM, pool_address, run_job
 from cpu_experts.vectors import dot_bytes, or_, splat_8_bytes, sum_floats, to_floats, xor
 
-_STEP = 1 << 20  # bytes of a read item
+_STEP = 1 << 18  # bytes of a read item: small, or many threads wait for the last one
 _DISTANCES = (512, 1024, 2048, 4608)  # bytes between a load and its prefetch: the best counts
 _LOOPS = 1 << 14  # of 16 VPDPBUSD each, in an item
 _ADDRESS, _BYTES, _SINK, _AHEAD = 0, 8, 16, 24

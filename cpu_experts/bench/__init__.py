@@ -28,7 +28,7 @@ HIDDEN, INTER, SLOTS = 7168, 2048, 8  # R1's experts
 PREFILL_TOKENS = 512
 
 
-def _memory(n_bytes: int) -> np.ndarray:
+def filled_memory(n_bytes: int) -> np.ndarray:
     """Random bytes below 56: whatever they are as a float16 scale, it is a small normal number."""
     pattern = np.random.default_rng(0).integers(0, 56, 1 << 24, dtype=np.uint8)
     memory = np.empty(n_bytes, dtype=np.uint8)
@@ -122,7 +122,7 @@ def bench_rows(
     formats: Iterable[str], seconds: float, memory_bytes: int
 ) -> Iterator[dict[str, Any]]:
     """The rows of `bench_kernels`, one as soon as it is measured."""
-    memory = _memory(memory_bytes)
+    memory = filled_memory(memory_bytes)
     for name in formats:
         yield decode_row(name, memory, seconds)
         if FORMATS[name].activation != FLOAT and tier() == "avx512_vnni":
