@@ -78,7 +78,11 @@ class Problem:
     @cached_property
     def _blocks(self) -> np.ndarray:
         raw = random_bytes(self.format, INTER, HIDDEN, np.random.default_rng(1), scale=1e-3)
-        return raw.reshape(-1, FORMATS[self.format].block_bytes)
+        blocks = raw.reshape(-1, FORMATS[self.format].block_bytes)
+        if self.format == "Q8_0":  # no quantiser writes -128, and ik_llama.cpp relies on that
+            values = blocks[:, 2:]
+            values[values == 0x80] = 0x81
+        return blocks
 
     def fill(self, target: np.ndarray, layer: int, name: str) -> None:
         """Write the weights of a layer's gate, up or down into `target`, uint8 of their size."""
