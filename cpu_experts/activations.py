@@ -15,7 +15,6 @@ from cpu_experts.quantise import prepare_rows, prepare_terms
 FLOAT32 = np.dtype(np.float32)
 _PREPARE = types.void(*[types.int64] * 6)
 _PREPARE_TERMS = types.void(*[types.int64] * 7)
-_row_stride = row_stride.py_func
 
 
 def as_rows(x: np.ndarray, cols: int) -> np.ndarray:
@@ -60,7 +59,7 @@ class Activations:
 
     def _make(self, kind: int, terms: int) -> tuple[int, np.ndarray]:
         n_rows, cols = self.shape
-        stride = _row_stride(kind, cols)
+        stride = row_stride(kind, cols)
         residual = 4 * cols if terms == 2 else 0
         memory = np.empty(n_rows * terms * (stride + 8) + residual + 64, dtype=np.uint8)
         rows = (int(memory.ctypes.data) + 63) // 64 * 64

@@ -55,7 +55,6 @@ from cpu_experts.workspace import WORKSPACE
 TOKEN_TILE = 128  # tokens of one pass over a run of rows
 ROW_RUN = 256  # rows of gate and up in an item: one activation block of every kind
 _TINY = 1 << 20  # pairs x weights below which waking the pool costs more than it saves
-_row_stride = row_stride.py_func
 
 
 def _hidden_item(job, item, slot, scratch):

@@ -17,7 +17,7 @@ from cpu_experts.layout import row_stride
 SCALE_TILE = 128  # FP8: one scale per 128 x 128 weights
 # Fields of the descriptor that compiled code reads, as int64 indices.
 ROWS_KERNEL, TILES_KERNEL, KIND, COUNT, N_ROWS, COLS, STRIDE, BASES, AUX = range(9)
-_row_stride = row_stride.py_func
+
 _KERNEL_TYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 11)
 
 
@@ -65,7 +65,7 @@ class QuantTensor:
             if part.nbytes != per_part * self.rows * self.row_bytes:
                 wanted = per_part * self.rows * self.row_bytes
                 raise BadTensor(f"{name} {self.shape} needs {wanted} bytes, not {part.nbytes}")
-        self.activation_stride = _row_stride(self.format.activation, self.cols)
+        self.activation_stride = row_stride(self.format.activation, self.cols)
         self.scales = tuple(np.ascontiguousarray(s, dtype=np.float32) for s in scales)
         self._bases = _addresses(self.parts, per_part, self.rows * self.row_bytes)
         self._aux = self._scale_addresses(per_part)
