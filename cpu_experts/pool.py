@@ -36,17 +36,18 @@ from cpu_experts.memory import (
 # Offsets of the state's words, each on cache lines of its own.
 COUNTER, DONE, SLEEPERS, WAKE, STOP, OWNER = (128 * i for i in range(6))
 FUNCTION, ARGUMENT, THREADS, FUTEX = 768, 776, 784, 792
+HOT = 896  # above 0 the workers do not sleep: somebody expects the next job soon
 STATE_BYTES = 4096
 SCRATCH_BYTES = 1 << 20
 _FIELD = (1 << 20) - 1  # items and next item have 20 bits each
 MAX_ITEMS = _FIELD // 2
 _SPINS, _YIELDS = 1000, 2000
-_FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
-_WAIT, _WAKE_ALL = 128, 129  # FUTEX_WAIT and FUTEX_WAKE for one process
+FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98}
+FUTEX_WAIT, FUTEX_WAKE = 128, 129  # both for one process only
 
 ITEM = types.void(*[types.int64] * 4)
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
-_syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
+syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
 
 
 @njit(error_model="numpy")
@@ -78,7 +79,7 @@ def _sleep(state):
     seen = atomic_load(state + WAKE)
     word = atomic_load(state + COUNTER)
     if (word & _FIELD) >= (word >> 20 & _FIELD) and atomic_load(state + STOP) == 0:
-        _syscall(load_i64(state + FUTEX), state + WAKE, _WAIT, seen & 0xFFFFFFFF, 0, 0, 0)
+        syscall(load_i64(state + FUTEX), state + WAKE, FUTEX_WAIT, seen & 0xFFFFFFFF, 0, 0, 0)
     atomic_add(state + SLEEPERS, -1)
 
 
@@ -87,7 +88,7 @@ def wake(state):
     """Wake the sleeping workers, if any."""
     if atomic_load(state + SLEEPERS) > 0:
         atomic_add(state + WAKE, 1)
-        _syscall(load_i64(state + FUTEX), state + WAKE, _WAKE_ALL, 0x7FFFFFFF, 0, 0, 0)
+        syscall(load_i64(state + FUTEX), state + WAKE, FUTEX_WAKE, 0x7FFFFFFF, 0, 0, 0)
 
 
 @njit(error_model="numpy")
@@ -96,7 +97,7 @@ def relax(waited):
     if waited < _SPINS:
         spin_pause()
     else:
-        _sched_yield()
+        sched_yield()
     return waited + 1
 
 
@@ -110,8 +111,8 @@ def _worker(state, slot, scratch):
         idle += 1
         if idle < _SPINS:
             spin_pause()
-        elif idle < _SPINS + _YIELDS:
-            _sched_yield()
+        elif idle < _SPINS + _YIELDS or atomic_load(state + HOT) > 0:
+            sched_yield()
         else:
             _sleep(state)
             idle = 0
@@ -141,6 +142,16 @@ def run_job(state, function, job, items, scratch):
 
 
 @njit(error_model="numpy")
+def set_hot(state, change):
+    """Add 1 to keep the workers from sleeping (and wake them), -1 to let them."""
+    if state != 0:
+        atomic_add(state + HOT, change)
+        if change > 0:
+            atomic_add(state + WAKE, 1)
+            syscall(load_i64(state + FUTEX), state + WAKE, FUTEX_WAKE, 0x7FFFFFFF, 0, 0, 0)
+
+
+@njit(error_model="numpy")
 def thread_count(state):
     """Threads that share a job, the caller included."""
     return 1 if state == 0 else load_i64(state + THREADS)
@@ -149,7 +160,7 @@ def thread_count(state):
 def _stop(state):
     atomic_store(state + STOP, 1)
     atomic_add(state + WAKE, 1)
-    _syscall(load_i64(state + FUTEX), state + WAKE, _WAKE_ALL, 0x7FFFFFFF, 0, 0, 0)
+    syscall(load_i64(state + FUTEX), state + WAKE, FUTEX_WAKE, 0x7FFFFFFF, 0, 0, 0)
 
 
 _ONE = types.void(types.int64)
@@ -164,7 +175,7 @@ class Pool:
         view = np.frombuffer(self._memory, dtype=np.int64)
         self.address = int(view.ctypes.data)
         view[THREADS // 8] = threads
-        view[FUTEX // 8] = _FUTEX_NUMBERS[platform.machine()]
+        view[FUTEX // 8] = FUTEX_NUMBERS[platform.machine()]
         loop = cache.entry(_worker, types.void(*[types.int64] * 3))
         cores = cpu.physical_cores()
         self._workers = [
@@ -207,10 +218,16 @@ def _start() -> int:
     with _LOCK:
         if _address is None:
             wanted = _threads or cpu.default_threads()
-            able = sys.platform == "linux" and platform.machine() in _FUTEX_NUMBERS
+            able = sys.platform == "linux" and platform.machine() in FUTEX_NUMBERS
             _pool = Pool(wanted) if wanted > 1 and able else None
             _address = _pool.address if _pool else 0
         return _address
+
+
+def running_pool() -> Pool | None:
+    """The pool behind `pool_address`, for those who keep that address: it lives as long as this."""
+    pool_address()
+    return _pool
 
 
 def stop_pool() -> None:
