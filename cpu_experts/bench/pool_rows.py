@@ -1,4 +1,4 @@
-"""What the worker pool costs: a fork and join, a foreign busy process, and doing nothing."""
+"""What pool and mailbox cost: a fork and join, a ticket, a busy neighbour, and doing nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from cpu_experts.bank import ExpertBank
 from cpu_experts.bench import decode_row
 from cpu_experts.cache import c_function, entry
-from cpu_experts.memory import atomic_add, atomic_load, load_i64, store_i64
+from cpu_experts.mailbox import DONE, TICKET, Mailbox
+from cpu_experts.memory import atomic_add, atomic_load, atomic_store, load_i64, store_i64
 from cpu_experts.pool import ITEM, get_threads, pool_address, relax, run_job
+from cpu_experts.tensor import QuantTensor
 
 _JOBS = 1000
 _MANY = types.void(*[types.int64] * 5)
@@ -50,6 +53,35 @@ def fork_join_seconds(rounds: int = 50) -> list[float]:
     return found
 
 
+def _many_tickets(control, tickets):
+    """The asker's side, as a GPU would do it: the last request again and again."""
+    first = atomic_load(control + TICKET) + 1
+    for ticket in range(first, first + tickets):
+        atomic_store(control + TICKET, ticket)
+        waited = 0
+        while atomic_load(control + DONE) != ticket:
+            waited = relax(waited)
+
+
+def handoff_seconds(rounds: int = 50) -> list[float]:
+    """Seconds from a ticket to its answer, for one expert of 32 x 32 weights, per round."""
+    weight = QuantTensor("F32", (32, 32), (np.zeros(4096, dtype=np.uint8),))
+    box = Mailbox([ExpertBank(weight, weight, weight)], 32, 1, 1)
+    ask = entry(_many_tickets, types.void(types.int64, types.int64))
+    found = []
+    box.start()
+    try:
+        one = np.ones((1, 1), dtype=np.float32)
+        box.wait(box.submit(0, np.zeros((1, 1), np.int32), one, np.ones((1, 32), np.float32)))
+        for _ in range(rounds):
+            start = time.perf_counter()
+            ask(box.address, _JOBS)
+            found.append((time.perf_counter() - start) / _JOBS)
+    finally:
+        box.stop()
+    return found
+
+
 def idle_share(seconds: float = 1.0) -> float:
     """CPU time of this process over `seconds` that begin one second after a job, of one core."""
     fork_join_seconds(1)
@@ -78,6 +110,10 @@ def pool_rows(memory: np.ndarray, seconds: float) -> Iterator[dict[str, Any]]:
     middle, quickest = statistics.median(jobs) * 1e6, min(jobs) * 1e6
     yield {**common, "what": "fork and join", "value": round(middle, 2), "unit": "us", "goal": 1.5}
     yield {**common, "what": "its best", "value": round(quickest, 2), "unit": "us", "goal": 1.5}
+    tickets = handoff_seconds()
+    middle, quickest = statistics.median(tickets) * 1e6, min(tickets) * 1e6
+    yield {**common, "what": "ticket to answer", "value": round(middle, 2), "unit": "us", "goal": 5}
+    yield {**common, "what": "its best", "value": round(quickest, 2), "unit": "us", "goal": 5}
     share = 100 * idle_share()
     yield {**common, "what": "idle", "value": round(share, 3), "unit": "% of a core", "goal": 1}
     alone, beside = kept_share("Q4_K", memory, seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from cpu_experts import UnsupportedFormat, cpu, get_threads, matmul, set_threads, warmup
+from cpu_experts.bench.pool_rows import fork_join_seconds
 from cpu_experts.cpu import UnsupportedISA
 from tests.cpu_experts.blocks import random_tensor
 
@@ -85,6 +87,39 @@ def test_idle_workers_use_no_cpu() -> None:
     time.sleep(0.5)
     assert time.process_time() - before < 0.005
     matmul(X, WEIGHT)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system has no SIGSTOP")
+def test_stopping_and_continuing_the_process_is_harmless() -> None:
+    program = PROGRAM + (
+        "import sys\n"
+        "print('ready', flush=True)\n"
+        "x = np.ones((1, 1024), dtype=np.float32)\n"
+        "same = [np.array_equal(matmul(x, w), y) for _ in range(15000)]\n"
+        "print(all(same))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    for _ in range(5):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.02)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+    assert process.communicate(timeout=60)[0].split()[-1] == "True"
+
+
+def test_a_job_meets_all_threads_and_ends() -> None:
+    """The benchmark's own job, with more threads than cores: it would hang if one were missing."""
+    for n in (2, 5):
+        set_threads(n)
+        assert all(0 < seconds < 1 for seconds in fork_join_seconds(2))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
