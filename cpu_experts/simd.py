@@ -117,6 +117,13 @@ def store_vector(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, pointer(builder, address, value.type), align=1)
 
 
+def prefetch_line(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, into the nearest cache."""
+    where = builder.inttoptr(address, I8.as_pointer())
+    flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]  # read, keep, data
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), where, *flags)
+
+
 def dot_bytes(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     """total + sums of 4 products of unsigned and signed bytes, per 32-bit lane (VPDPBUSD)."""
     return call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, unsigned, signed)

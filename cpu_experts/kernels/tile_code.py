@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 
 from cpu_experts.memory import I32, I64, pointer
@@ -24,6 +24,7 @@ from cpu_experts.simd import (
     dot_words,
     load_vector,
     operation,
+    prefetch_line,
     splat,
     store_vector,
     vector,
@@ -83,6 +84,12 @@ quads = operation(types.UniTuple(INTS, 4), (ADDRESS, ADDRESS, ADDRESS), _quads)
 
 def _load_splat(builder: Any, address: Any, kind: Any, lanes: int = 16) -> Any:
     return splat(builder, builder.load(pointer(builder, address, kind), align=4), lanes)
+
+
+@njit
+def tile_tokens(sub):
+    """Tokens of a tile. Scales per 16 values need registers for their sums more often."""
+    return 8 if sub == 32 else 4
 
 
 @dataclass(frozen=True)
@@ -147,9 +154,10 @@ def _sub_block(
         for offset in (PANEL_SCALES, PANEL_MINIMA)
     )
     for t, n in tile.cells:
-        total = builder.load(inner[t, n])
+        total = builder.load(inner[t, n], align=64)
         if tile.words:
-            builder.store(dot_words(builder, total, dots[t, n], scales[n]), inner[t, n])
+            total = dot_words(builder, total, dots[t, n], scales[n])
+            builder.store(total, inner[t, n], align=64)
             continue
         value = builder.sitofp(dots[t, n], vector(F32, 16))
         if tile.narrow:
@@ -159,7 +167,7 @@ def _sub_block(
         if tile.minima and tile.narrow:
             place = builder.add(_at(builder, act, ACT_SUMS + t * ACT_BYTES), four)
             total = _fma(builder, minima[n], _load_splat(builder, place, F32), total)
-        builder.store(total, inner[t, n])
+        builder.store(total, inner[t, n], align=64)
 
 
 def _minima(builder: Any, tile: Tile, panels: list[Any], act: Any) -> dict[Any, Any]:
@@ -177,12 +185,29 @@ def _minima(builder: Any, tile: Tile, panels: list[Any], act: Any) -> dict[Any, 
     return sums
 
 
+def _sums_of_superblock(builder: Any, tile: Tile, panels: Any) -> dict[Any, Any]:
+    """Where each cell's sum over a superblock lies.
+
+    Up to 4 tokens they fit in registers beside the dot products. Those of 8 are in memory behind
+    the panels, and a fence (no instruction) after each sub-block keeps them there: LLVM would take
+    them for registers, and spill to a stack that is not aligned to a vector.
+    """
+    kind = vector(I32 if tile.words else F32, 16)
+    if tile.tokens <= 4:
+        return {cell: cgutils.alloca_once(builder, kind) for cell in tile.cells}
+    first = 2 * PANEL_BYTES
+    return {
+        (t, n): pointer(builder, _at(builder, panels, first + 64 * (2 * t + n)), kind)
+        for t, n in tile.cells
+    }
+
+
 def _superblock(
     builder: Any, tile: Tile, panels: list[Any], act: Any, inner: dict[Any, Any]
 ) -> dict[Any, Any]:
     """The superblock's float32 products, without the activation's scale unless it is narrow."""
     kind = vector(F32, 16)
-    parts = {cell: builder.load(place) for cell, place in inner.items()}
+    parts = {cell: builder.load(place, align=64) for cell, place in inner.items()}
     factors = [
         [load_vector(builder, _at(builder, p, PANEL_FACTORS + 64 * i), F32, 16) for p in panels]
         for i in (0, 1)
@@ -198,20 +223,33 @@ def _superblock(
     return parts
 
 
+def _prefetch_next(builder: Any, tile: Tile, s: Any, here: Any, token_bytes: int) -> None:
+    """Sub-block s's part of the lines behind the tile's, which the next tile reads."""
+    all_bytes = tile.tokens * token_bytes
+    part = all_bytes * tile.sub // 256
+    start = builder.add(here, builder.mul(s, ir.Constant(I64, part)))
+    for line in range(0, part, 64):
+        prefetch_line(builder, _at(builder, start, all_bytes + line))
+
+
 def tile_product(tile: Tile) -> Any:
     """An operation (panels, act, sums): tokens x 32 rows x 256 values.
 
-    Adds to the float32 sums at `sums`, 32 per token.
+    `panels` is two panels, then room for a vector per token and panel. Adds to the float32 sums at
+    `sums`, 32 per token.
     """
 
     def emit(builder: Any, first: Any, act: Any, sums: Any) -> None:
         panels = [first, _at(builder, first, PANEL_BYTES)]
         zero = _ZERO if tile.words else ir.Constant(vector(F32, 16), [0.0] * 16)
-        inner = {cell: cgutils.alloca_once_value(builder, zero) for cell in tile.cells}
+        inner = _sums_of_superblock(builder, tile, first)
         for place in inner.values():
-            builder.store(zero, place)
+            builder.store(zero, place, align=64)
         with cgutils.for_range(builder, ir.Constant(I64, 256 // tile.sub)) as loop:
+            _prefetch_next(builder, tile, loop.index, act, ACT_BYTES)
+            _prefetch_next(builder, tile, loop.index, sums, SUMS_BYTES)
             _sub_block(builder, tile, loop.index, panels, act, inner)
+            builder.fence("seq_cst", "singlethread")
         parts = _superblock(builder, tile, panels, act, inner)
         for t, n in tile.cells:
             scale = _load_splat(builder, _at(builder, act, ACT_SCALES + t * ACT_BYTES), F32)
@@ -224,5 +262,6 @@ def tile_product(tile: Tile) -> Any:
 
 
 def tile_products(sub: int, **kind: bool) -> tuple[Any, Any]:
-    """The products of 8 and of 4 tokens."""
-    return tile_product(Tile(8, sub, **kind)), tile_product(Tile(4, sub, **kind))
+    """The products of `tile_tokens(sub)` tokens, and of half as many."""
+    tokens = tile_tokens.py_func(sub)
+    return tile_product(Tile(tokens, sub, **kind)), tile_product(Tile(tokens // 2, sub, **kind))

@@ -22,6 +22,7 @@ from cpu_experts.kernels.tile_code import (
     ACT_SUMS,
     PANEL_BYTES,
     SUMS_BYTES,
+    tile_tokens,
 )
 from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
 from cpu_experts.memory import load_f32, load_i64, prefetch, store_f32
@@ -42,8 +43,9 @@ from cpu_experts.vectors import (
 )
 
 TOKEN_TILE, ROW_TILE = 256, 256
-# In scratch, in its first half MiB: two panels, packed activations, all sums.
-_ACTS = 2 * PANEL_BYTES
+# In scratch, in its first half MiB: two panels and a tile's sums over a superblock, packed
+# activations, all sums.
+_ACTS = 2 * PANEL_BYTES + 1024
 _ACTS_ROOM = 200 * 1024
 _SUMS = _ACTS + _ACTS_ROOM
 
@@ -53,6 +55,7 @@ def _pack(block, sub, offset, cols, b, act, out):
     """Superblock b of an activation. `offset` 0: there are minima."""
     for i in range(0, 256, 64):
         store(load(act + 256 * b + i), out + i)
+        prefetch(act + 256 * (b + 1) + i)
     # Loads of what comes in a row behind fewer scales or sums: see layout.py.
     scales = load_floats(act + scales_offset(cols) + 1024 * b // block)
     store_floats(scales, out + ACT_SCALES)
@@ -80,20 +83,20 @@ def _pack_all(block, sub, offset, cols, first, last, acts, n, packed):
 
 
 @njit(error_model="numpy")
-def _multiply(big, small, n, tmp, acts, sums, ahead, stride, n_ahead, n_bytes):
+def _multiply(big, small, sub, n, tmp, acts, sums, ahead, stride, n_ahead, n_bytes):
     """The two panels against n packed activations.
 
     Between tiles, some of the `n_ahead` rows at `ahead` are fetched: all at once would fill the
     core's buffers for missing lines, and it would wait.
     """
-    per = n_ahead * 8 // n + 1
-    row = 0
-    for t in range(0, n, 8):
+    step, row = tile_tokens(sub), 0
+    per = n_ahead * step // n + 1
+    for t in range(0, n, step):
         for r in range(row, min(row + per, n_ahead)):
-            for line in range(0, n_bytes + 63, 64):
+            for line in range(0, n_bytes, 64):
                 prefetch(ahead + r * stride + line)
         row += per
-        if n - t > 4:
+        if n - t > step // 2:
             big(tmp, acts + t * ACT_BYTES, sums + t * SUMS_BYTES)
         else:
             small(tmp, acts + t * ACT_BYTES, sums + t * SUMS_BYTES)
@@ -125,7 +128,7 @@ def _one_tile(
                 ahead, n_ahead = here + (b + 1) * group, min(32, n_rows - r)
                 if b + 1 == last and r + 32 < n_rows:
                     ahead, n_ahead = here + 32 * stride + first * group, min(32, n_rows - r - 32)
-                _multiply(big, small, n, tmp, packed, sums, ahead, stride, n_ahead, group)
+                _multiply(big, small, sub, n, tmp, packed, sums, ahead, stride, n_ahead, group)
 
 
 @njit(error_model="numpy")
