@@ -16,7 +16,7 @@ LLAMA_CPP_ARGS := -DLLAVA_BUILD=OFF -DGGML_CCACHE=OFF \
 help:
 	@echo 'make chat    install what is missing and talk to the embedded model'
 	@echo 'make test    install what is missing and run every test'
-	@echo 'make lint    ruff and mypy'
+	@echo 'make lint    ruff, mypy, and whether docs/benchmarks.md is as new as the kernels'
 	@echo 'make format  let ruff rewrite what it can'
 	@echo 'make bench   measure this machine and the embedded model'
 	@echo 'make setup   only install, for chat and tests'
@@ -34,6 +34,7 @@ lint: $(VENV)/.test-ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m tools.check_benchmarks
 
 format: $(VENV)/.test-ready
 	@$(BIN)/ruff check --fix .

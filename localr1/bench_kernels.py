@@ -27,7 +27,7 @@ from localr1.progress import ProgressLine
 DEFAULT_FORMATS = ("Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K", "IQ4_XS")
 DEFAULT_SECONDS = 5.0
 _PROBE_BYTES = 1 << 30  # of a read that only compares thread counts
-_PROBE_ROUNDS = 3
+_PROBE_ROUNDS = 7
 
 
 def main(formats: str | None, seconds: float | None, threads: int | None, as_json: bool) -> None:
@@ -63,7 +63,7 @@ def run(
     names, size = tuple(formats), working_set()
     by_threads = bandwidth_by_threads(min(size, _PROBE_BYTES))
     # The limit beside a round is read with all threads; where fewer read faster, that is the limit.
-    advantage = max(by_threads.values()) / by_threads[cpu_experts.get_threads()]
+    advantage = max(1.0, max(by_threads.values()) / by_threads[cpu_experts.get_threads()])
     rows = []
     with ProgressLine(sys.stderr) as progress:
         for row in bench_rows(names, seconds, size):
@@ -84,16 +84,21 @@ def working_set() -> int:
 
 
 def bandwidth_by_threads(size: int) -> dict[int, float]:
-    """The best GB/s of prefetched reads of `size` bytes with one, half and all threads."""
+    """GB/s of prefetched reads of `size` bytes with one, half and all threads.
+
+    They take turns, and the median counts: a moment's noise must not look like an advantage.
+    """
     wanted = cpu_experts.get_threads()
     memory = np.ones(size, dtype=np.uint8)
-    found = {}
-    for count in sorted({1, max(1, wanted // 2), wanted}):
-        cpu_experts.set_threads(count)
-        ahead = best_distance(memory)
-        found[count] = size / min(read_seconds(memory, ahead) for _ in range(_PROBE_ROUNDS)) / 1e9
+    ahead = best_distance(memory)
+    speeds: dict[int, list[float]] = {n: [] for n in sorted({1, max(1, wanted // 2), wanted})}
+    for _ in range(_PROBE_ROUNDS):
+        for count, found in speeds.items():
+            cpu_experts.set_threads(count)
+            read_seconds(memory[: 1 << 20], ahead)  # the new workers come up
+            found.append(size / read_seconds(memory, ahead) / 1e9)
     cpu_experts.set_threads(wanted)
-    return found
+    return {count: median(found) for count, found in speeds.items()}
 
 
 def _against(row: dict[str, Any], advantage: float) -> dict[str, Any]:
