@@ -300,7 +300,7 @@ def _load(flags: dict[str, Any]) -> tuple[LLM, SamplingParams, str | None]:
             settings["model"],
             context=settings["context"],
             threads=settings["threads"],
-            residency=flags["residency"] or "auto",
+            residency=str(settings["residency"]),
             progress=progress.show,
         )
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")

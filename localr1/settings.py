@@ -55,6 +55,7 @@ SETTINGS: Mapping[str, Setting] = {
     "system": Setting(str),
     "context": Setting(int, low=1),
     "threads": Setting(int, low=1),
+    "residency": Setting(str, "auto"),
 }
 
 
