@@ -10,7 +10,7 @@ experts, so the sum needs no atomics and does not depend on the number of thread
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numba import njit, types
@@ -259,6 +259,15 @@ def _moe(x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, 
 _FLOATS = types.Array(types.float32, 2, "C", aligned=True)
 _IDS = types.Array(types.int32, 2, "C", aligned=True)
 _MOE = types.int64(_FLOATS, _IDS, _FLOATS, _FLOATS, *[types.int64] * 7)
+
+
+# What `compiled` puts together, each to be compiled by itself: see warmup.py.
+PARTS: dict[str, Callable[[], object]] = {
+    "moe": partial(entry, _moe, _MOE),
+    "moe few tokens": partial(c_function, few_item, ITEM),
+    "moe hidden": partial(c_function, _hidden_item, ITEM),
+    "moe output": partial(c_function, _output_item, ITEM),
+}
 
 
 @cache

@@ -19,11 +19,11 @@ from cpu_experts.cpu import default_threads, tier
 from cpu_experts.formats import FORMATS, UnsupportedFormat
 from cpu_experts.kernels.registry import DEQUANT, ROWS, TILES, kernel_address
 from cpu_experts.matmul import plain, transposed
-from cpu_experts.moe import compiled
+from cpu_experts.moe import PARTS
 from cpu_experts.pool import pool_address
 
 _COMMON: dict[str, Callable[[], object]] = {
-    "moe": compiled,  # the longest first: they are handed out in turns
+    **PARTS,  # the longest first: steps are handed out in turns
     "matmul": plain,
     "matmul transposed": transposed,
     "one term": one_term,
