@@ -119,17 +119,17 @@ _BIG, _SMALL = tile_products(32, narrow=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     table = code_table()
     for s in range(8):
-        a, b, c, d = quads(block + s * BYTES + 2, stride, last)
+        a, b, c, d = quads(block + s * BYTES + 2, stride)
         place = panel + 512 * s
         fill_codes(table, a, place)
         fill_codes(table, b, place + 64)
         fill_codes(table, c, place + 128)
         fill_codes(table, d, place + 192)
-    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
+    fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
 
 
 @register_jitable

@@ -127,16 +127,16 @@ _BIG, _SMALL = tile_products(32)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     table = code_table()
     for s in range(8):
-        a, b, c, d = quads(block + 8 + 16 * s, stride, last)
+        a, b, c, d = quads(block + 8 + 16 * s, stride)
         fill_codes(table, a, panel + 512 * s)
         fill_codes(table, b, panel + 512 * s + 64)
         fill_codes(table, c, panel + 512 * s + 128)
         fill_codes(table, d, panel + 512 * s + 192)
-    heads = quads(block, stride, last)
+    heads = quads(block, stride)
     d = halves_to_floats(heads[0])
     less = multiply(d, splat_float(np.float32(-32.0)))
     for s in range(8):

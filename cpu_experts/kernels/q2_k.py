@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
+from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_k import fill_pairs
 from cpu_experts.kernels.tile_code import (
@@ -20,7 +21,7 @@ from cpu_experts.kernels.tile_code import (
     tile_products,
 )
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
+from cpu_experts.kernels.vnni import dot_minima, rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     halves_to_floats,
@@ -32,11 +33,9 @@ from cpu_experts.vectors import (
     shift_right16,
     shift_right16_256,
     shift_right32,
+    spread_f16,
     store,
     store_floats,
-)
-from cpu_experts.vectors import (
-    load_f16 as load_half,
 )
 
 BLOCK, BYTES, SUB = 256, 84, 16
@@ -83,17 +82,18 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 # The avx512_vnni tier.
 _PAIR, _LOW, _HIGH = mask_bytes(3), mask_lanes(15), shift_right16_256(4)
-_FIRST, _SECOND = shift_right16(0, 0, 2, 2), shift_right16(4, 4, 6, 6)
+_FIRST, _SECOND = move_bits(0, 0, 2, 2, mask=3), move_bits(4, 4, 6, 6, mask=3)
+_D, _D_MINIMA = spread_f16(2), spread_f16(3)  # of the last 8 bytes
 
 
 @register_jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-3, scales and minima spread to where they are used."""
     q, p = load_twice256(block + 16), load_twice256(block + 48)
-    u0, u1, u2, u3 = _PAIR(_FIRST(q)), _PAIR(_SECOND(q)), _PAIR(_FIRST(p)), _PAIR(_SECOND(p))
+    u0, u1, u2, u3 = _FIRST(q), _SECOND(q), _FIRST(p), _SECOND(p)
     scales, minima = _LOW(load_u8_as_32(block)), _HIGH(load_u8_as_16(block))
     s0, s1, s2, s3 = spread_scales(scales, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block + 80), load_half(block + 82)
+    return u0, u1, u2, u3, s0, s1, s2, s3, minima, _D(block + 76), _D_MINIMA(block + 76)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
@@ -101,6 +101,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
     rows_integer(
         store_orders,
         unpack_vectors,
+        dot_minima,
         BYTES,
         w,
         stride,
@@ -123,20 +124,20 @@ _BIG, _SMALL = tile_products(16, words=True, minima=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for part in range(4):
-        a, b, c, d = quads(block + 16 + 16 * part, stride, last)
+        a, b, c, d = quads(block + 16 + 16 * part, stride)
         place = panel + 2048 * (part // 2) + 256 * (part % 2)
         _fill_four(a, place)
         _fill_four(b, place + 64)
         _fill_four(c, place + 128)
         _fill_four(d, place + 192)
     # The block's last dword: d and dmin.
-    factors = quads(block + 68, stride, last)[3]
+    factors = quads(block + 68, stride)[3]
     store_floats(halves_to_floats(factors), panel + PANEL_FACTORS)
     store_floats(halves_to_floats(_BY16(factors)), panel + PANEL_FACTORS + 64)
-    a, b, c, d = quads(block, stride, last)
+    a, b, c, d = quads(block, stride)
     _fill_scales(a, panel)
     _fill_scales(b, panel + 256)
     _fill_scales(c, panel + 512)

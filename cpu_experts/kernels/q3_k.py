@@ -11,10 +11,11 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
+from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_FACTORS, PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
+from cpu_experts.kernels.vnni import dot_offsets, rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     add_words,
@@ -29,6 +30,7 @@ from cpu_experts.vectors import (
     shift_left16_256,
     shift_right16,
     shift_right32,
+    splat_float,
     store,
     store_floats,
     words_as_lanes,
@@ -89,10 +91,10 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 # The avx512_vnni tier.
 _PAIR, _THIRD = mask_bytes(3), mask_bytes(4)
-_FIRST, _SECOND = shift_right16(0, 0, 2, 2), shift_right16(4, 4, 6, 6)
+_FIRST, _SECOND = move_bits(0, 0, 2, 2, mask=3), move_bits(4, 4, 6, 6, mask=3)
 # The p-th 32 values find their third bit in bit p: these bring bits 2i and 2i + 1 to bit 2.
-_HIGH0, _HIGH1 = shift_left16(2, 2, 1, 1), shift_right16(0, 0, 1, 1)
-_HIGH2, _HIGH3 = shift_right16(2, 2, 3, 3), shift_right16(4, 4, 5, 5)
+_HIGH0, _HIGH1 = move_bits(-2, -2, -1, -1, mask=4), move_bits(0, 0, 1, 1, mask=4)
+_HIGH2, _HIGH3 = move_bits(2, 2, 3, 3, mask=4), move_bits(4, 4, 5, 5, mask=4)
 _WORDS, _TIMES4, _WORD = bytes_to_words(32), shift_left16_256(2), mask_lanes(0xFFFF)
 
 
@@ -101,14 +103,14 @@ def unpack_vectors(block, orders):
     """256 weights as bytes 0-7 (4 too much), scales spread to where they are used."""
     high = load_twice256(block)
     q, p = load_twice256(block + 32), load_twice256(block + 64)
-    u0 = or_(_PAIR(_FIRST(q)), _THIRD(_HIGH0(high)))
-    u1 = or_(_PAIR(_SECOND(q)), _THIRD(_HIGH1(high)))
-    u2 = or_(_PAIR(_FIRST(p)), _THIRD(_HIGH2(high)))
-    u3 = or_(_PAIR(_SECOND(p)), _THIRD(_HIGH3(high)))
-    words, d = _unpack_scales(block + 96), load_half(block + 108)
+    u0 = or_(_FIRST(q), _HIGH0(high))
+    u1 = or_(_SECOND(q), _HIGH1(high))
+    u2 = or_(_FIRST(p), _HIGH2(high))
+    u3 = or_(_SECOND(p), _HIGH3(high))
+    words, d = _unpack_scales(block + 96), splat_float(load_half(block + 108))
     scales = _WORD(words_as_lanes(words))
     s0, s1, s2, s3 = spread_scales(scales, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, _TIMES4(words), d, d
+    return u0, u1, u2, u3, s0, s1, s2, s3, _TIMES4(words), d
 
 
 @register_jitable
@@ -127,6 +129,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
     rows_integer(
         store_orders,
         unpack_vectors,
+        dot_offsets,
         BYTES,
         w,
         stride,
@@ -154,20 +157,20 @@ _BIG, _SMALL = tile_products(16, words=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for half in range(2):
-        high = quads(block + 16 * half, stride, last)
+        high = quads(block + 16 * half, stride)
         pairs = block + 32 + 16 * half
-        first, second = quads(pairs, stride, last), quads(pairs + 32, stride, last)
+        first, second = quads(pairs, stride), quads(pairs + 32, stride)
         place = panel + 256 * half
         _fill_eight(high[0], first[0], second[0], place)
         _fill_eight(high[1], first[1], second[1], place + 64)
         _fill_eight(high[2], first[2], second[2], place + 128)
         _fill_eight(high[3], first[3], second[3], place + 192)
     # The block's end: a dword of bit pairs, three of scales; and d, in the last dword.
-    scales = quads(block + 92, stride, last)
-    d = _BY16(quads(block + 94, stride, last)[3])
+    scales = quads(block + 92, stride)
+    d = _BY16(quads(block + 94, stride)[3])
     store_floats(halves_to_floats(d), panel + PANEL_FACTORS)
     a, b, c = scales[1], scales[2], scales[3]
     _fill_four(or_(_LOW(a), _TOP(_UP4(c))), panel + PANEL_SCALES)

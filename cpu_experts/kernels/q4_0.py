@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from numba.extending import register_jitable
 
+from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q8_0 import fill_block_scales
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
@@ -63,14 +64,14 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-_NIBBLES = shift_right16(0, 4, 0, 4)  # 16 bytes twice: low nibbles, then high ones
+_NIBBLES = move_bits(0, 4, 0, 4, mask=15)  # 16 bytes twice: low nibbles, then high ones
 _LOW = mask_bytes(15)
 
 
 @register_jitable
 def nibbles(first, second):
     """The 32 + 32 values of two runs of 16 bytes."""
-    return _LOW(_NIBBLES(load_doubled16(first, second)))
+    return _NIBBLES(load_doubled16(first, second))
 
 
 @register_jitable
@@ -110,16 +111,16 @@ _BIG, _SMALL = tile_products(32, narrow=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for s in range(8):
-        a, b, c, d = quads(block + s * BYTES + 2, stride, last)
+        a, b, c, d = quads(block + s * BYTES + 2, stride)
         place = panel + 512 * s
         fill_nibbles(a, place)
         fill_nibbles(b, place + 64)
         fill_nibbles(c, place + 128)
         fill_nibbles(d, place + 192)
-    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
+    fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
 
 
 @register_jitable

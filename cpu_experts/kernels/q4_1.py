@@ -102,24 +102,24 @@ _BIG, _SMALL = tile_products(32, minima=True, narrow=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for s in range(8):
-        a, b, c, d = quads(block + s * BYTES + 4, stride, last)
+        a, b, c, d = quads(block + s * BYTES + 4, stride)
         place = panel + 512 * s
         fill_nibbles(a, place)
         fill_nibbles(b, place + 64)
         fill_nibbles(c, place + 128)
         fill_nibbles(d, place + 192)
-    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
-    fill_block_minima(BYTES, block, stride, last, panel + PANEL_MINIMA)
+    fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
+    fill_block_minima(BYTES, block, stride, panel + PANEL_MINIMA)
 
 
 @register_jitable
-def fill_block_minima(n_bytes, block, stride, last, target):
+def fill_block_minima(n_bytes, block, stride, target):
     """The second float16 of each of 8 blocks, of every row, negative: the tile takes minima off."""
     for s in range(8):
-        heads = quads(block + s * n_bytes, stride, last)
+        heads = quads(block + s * n_bytes, stride)
         minima = multiply(halves_to_floats(_BY16(heads[0])), splat_float(np.float32(-1.0)))
         store_floats(minima, target + 64 * s)
 

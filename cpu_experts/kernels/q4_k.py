@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
+from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import (
     PANEL_FACTORS,
@@ -20,7 +21,7 @@ from cpu_experts.kernels.tile_code import (
     tile_products,
 )
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_integer
+from cpu_experts.kernels.vnni import dot_minima, rows_integer
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_constant,
@@ -36,12 +37,10 @@ from cpu_experts.vectors import (
     shift_right16,
     shift_right32,
     splat_8_bytes,
+    spread_f16,
     store,
     store_floats,
     to_floats,
-)
-from cpu_experts.vectors import (
-    load_f16 as load_half,
 )
 
 BLOCK, BYTES, SUB = 256, 144, 32
@@ -97,7 +96,8 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-_NIBBLES = shift_right16(0, 0, 4, 4)  # the same 32 bytes twice: low nibbles, then high ones
+D, D_MINIMA = spread_f16(0), spread_f16(1)
+_NIBBLES = move_bits(0, 0, 4, 4, mask=15)  # the same 32 bytes twice: low nibbles, then high ones
 _LOW = mask_bytes(15)
 _SCALES = [
     bytes_constant(([2 * i] + [128] * 3) * 8 + ([2 * i + 1] + [128] * 3) * 8) for i in range(4)
@@ -120,10 +120,10 @@ def store_orders(orders):
 @register_jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-15, scales and minima spread to where they are used."""
-    u0, u1 = _LOW(_NIBBLES(load_twice256(block + 16))), _LOW(_NIBBLES(load_twice256(block + 48)))
-    u2, u3 = _LOW(_NIBBLES(load_twice256(block + 80))), _LOW(_NIBBLES(load_twice256(block + 112)))
+    u0, u1 = _NIBBLES(load_twice256(block + 16)), _NIBBLES(load_twice256(block + 48))
+    u2, u3 = _NIBBLES(load_twice256(block + 80)), _NIBBLES(load_twice256(block + 112))
     s0, s1, s2, s3, minima = unpack_scales(block + 4, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block), load_half(block + 2)
+    return u0, u1, u2, u3, s0, s1, s2, s3, minima, D(block), D_MINIMA(block)
 
 
 @register_jitable
@@ -149,6 +149,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
     rows_integer(
         store_orders,
         unpack_vectors,
+        dot_minima,
         BYTES,
         w,
         stride,
@@ -180,16 +181,16 @@ _BIG, _SMALL = tile_products(32, minima=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for i in range(8):
-        a, b, c, d = quads(block + 16 + 16 * i, stride, last)
+        a, b, c, d = quads(block + 16 + 16 * i, stride)
         place = panel + 1024 * (i // 2) + 256 * (i % 2)
         _fill_two(a, place)
         _fill_two(b, place + 64)
         _fill_two(c, place + 128)
         _fill_two(d, place + 192)
-    fill_scales(block, stride, last, panel)
+    fill_scales(block, stride, panel)
 
 
 @register_jitable
@@ -216,9 +217,9 @@ def fill_pairs(packed, target):
 
 
 @register_jitable
-def fill_scales(block, stride, last, panel):
+def fill_scales(block, stride, panel):
     """Scales and minima of all rows at once: the arithmetic of `unpack_scales`, a row per lane."""
-    heads, a, b, c = quads(block, stride, last)
+    heads, a, b, c = quads(block, stride)
     d = halves_to_floats(heads)
     _fill_four(_SIX(a), d, panel + PANEL_SCALES)
     _fill_four(or_(_LOW(c), _TOP(_BY2(a))), d, panel + PANEL_SCALES + 256)

@@ -96,20 +96,20 @@ _BIG, _SMALL = tile_products(32, minima=True, narrow=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     table = fifth_bits()
     for s in range(8):
         quants = block + s * BYTES + 8
-        high = quads(quants - 4, stride, last)[0]
-        a, b, c, d = quads(quants, stride, last)
+        high = quads(quants - 4, stride)[0]
+        a, b, c, d = quads(quants, stride)
         place = panel + 512 * s
         fill_5_bits(table, high, 0, a, place)
         fill_5_bits(table, high, 4, b, place + 64)
         fill_5_bits(table, high, 8, c, place + 128)
         fill_5_bits(table, high, 12, d, place + 192)
-    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
-    fill_block_minima(BYTES, block, stride, last, panel + PANEL_MINIMA)
+    fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
+    fill_block_minima(BYTES, block, stride, panel + PANEL_MINIMA)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

@@ -9,8 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
+from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_k import (
+    D_MINIMA,
+    D,
     fill_scales,
     scale_and_minimum,
     store_orders,
@@ -18,11 +21,8 @@ from cpu_experts.kernels.q4_k import (
 )
 from cpu_experts.kernels.tile_code import quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_integer
+from cpu_experts.kernels.vnni import dot_minima, rows_integer
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
-from cpu_experts.vectors import (
-    load_f16 as load_half,
-)
 from cpu_experts.vectors import (
     load_twice256,
     mask_bytes,
@@ -75,23 +75,23 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-_NIBBLES = shift_right16(0, 0, 4, 4)  # the same 32 bytes twice: low nibbles, then high ones
+_NIBBLES = move_bits(0, 0, 4, 4, mask=15)  # the same 32 bytes twice: low nibbles, then high ones
 _LOW, _FIFTH = mask_bytes(15), mask_bytes(16)
 # Sub-block s finds its fifth bit in bit s: these bring bits 2i and 2i + 1 to bit 4.
-_HIGH0, _HIGH1 = shift_left16(4, 4, 3, 3), shift_left16(2, 2, 1, 1)
-_HIGH2, _HIGH3 = shift_right16(0, 0, 1, 1), shift_right16(2, 2, 3, 3)
+_HIGH0, _HIGH1 = move_bits(-4, -4, -3, -3, mask=16), move_bits(-2, -2, -1, -1, mask=16)
+_HIGH2, _HIGH3 = move_bits(0, 0, 1, 1, mask=16), move_bits(2, 2, 3, 3, mask=16)
 
 
 @register_jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-31, scales and minima spread to where they are used."""
     high, q = load_twice256(block + 16), block + 48
-    u0 = or_(_LOW(_NIBBLES(load_twice256(q))), _FIFTH(_HIGH0(high)))
-    u1 = or_(_LOW(_NIBBLES(load_twice256(q + 32))), _FIFTH(_HIGH1(high)))
-    u2 = or_(_LOW(_NIBBLES(load_twice256(q + 64))), _FIFTH(_HIGH2(high)))
-    u3 = or_(_LOW(_NIBBLES(load_twice256(q + 96))), _FIFTH(_HIGH3(high)))
+    u0 = or_(_NIBBLES(load_twice256(q)), _HIGH0(high))
+    u1 = or_(_NIBBLES(load_twice256(q + 32)), _HIGH1(high))
+    u2 = or_(_NIBBLES(load_twice256(q + 64)), _HIGH2(high))
+    u3 = or_(_NIBBLES(load_twice256(q + 96)), _HIGH3(high))
     s0, s1, s2, s3, minima = unpack_scales(block + 4, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, minima, load_half(block), load_half(block + 2)
+    return u0, u1, u2, u3, s0, s1, s2, s3, minima, D(block), D_MINIMA(block)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
@@ -99,6 +99,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
     rows_integer(
         store_orders,
         unpack_vectors,
+        dot_minima,
         BYTES,
         w,
         stride,
@@ -122,19 +123,19 @@ _BIG, _SMALL = tile_products(32, minima=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for half in range(2):
-        high = quads(block + 16 + 16 * half, stride, last)
+        high = quads(block + 16 + 16 * half, stride)
         q = block + 48 + 16 * half
-        first, second = quads(q, stride, last), quads(q + 32, stride, last)
-        third, fourth = quads(q + 64, stride, last), quads(q + 96, stride, last)
+        first, second = quads(q, stride), quads(q + 32, stride)
+        third, fourth = quads(q + 64, stride), quads(q + 96, stride)
         place = panel + 256 * half
         _fill_eight(high[0], first[0], second[0], third[0], fourth[0], place)
         _fill_eight(high[1], first[1], second[1], third[1], fourth[1], place + 64)
         _fill_eight(high[2], first[2], second[2], third[2], fourth[2], place + 128)
         _fill_eight(high[3], first[3], second[3], third[3], fourth[3], place + 192)
-    fill_scales(block, stride, last, panel)
+    fill_scales(block, stride, panel)
 
 
 @register_jitable

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
+from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_integer, spread_scales, store_orders
+from cpu_experts.kernels.vnni import dot_offsets, rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i8, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     halves_to_floats,
@@ -31,6 +32,7 @@ from cpu_experts.vectors import (
     shift_right16,
     shift_right32,
     signed_byte,
+    splat_float,
     store,
     store_floats,
     to_floats,
@@ -86,7 +88,8 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 _LOW, _HIGH = mask_bytes(15), mask_bytes(0x30)
 _DOWN = shift_right16(4, 4, 4, 4)
 # The four bit pairs of the same 32 bytes, brought to bits 4-5.
-_FIRST, _SECOND = shift_left16(4, 4, 2, 2), shift_right16(0, 0, 2, 2)
+_FIRST, _SECOND = move_bits(-4, -4, -2, -2, mask=0x30), move_bits(0, 0, 2, 2, mask=0x30)
+_UPPER = move_bits(4, 4, 4, 4, mask=15)
 _TIMES32, _WORD = shift_left16_256(5), mask_lanes(0xFFFF)
 
 
@@ -94,15 +97,15 @@ _TIMES32, _WORD = shift_left16_256(5), mask_lanes(0xFFFF)
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-63 (32 too much), scales spread to where they are used."""
     low, high = load(block), load_twice256(block + 128)
-    u0 = or_(_LOW(low), _HIGH(_FIRST(high)))
-    u1 = or_(_LOW(_DOWN(low)), _HIGH(_SECOND(high)))
+    u0 = or_(_LOW(low), _FIRST(high))
+    u1 = or_(_UPPER(low), _SECOND(high))
     low, high = load(block + 64), load_twice256(block + 160)
-    u2 = or_(_LOW(low), _HIGH(_FIRST(high)))
-    u3 = or_(_LOW(_DOWN(low)), _HIGH(_SECOND(high)))
-    scales, d = _WORD(load_i8_as_32(block + 192)), load_half(block + 208)
+    u2 = or_(_LOW(low), _FIRST(high))
+    u3 = or_(_UPPER(low), _SECOND(high))
+    scales, d = _WORD(load_i8_as_32(block + 192)), splat_float(load_half(block + 208))
     offsets = _TIMES32(load_i8_as_16(block + 192))
     s0, s1, s2, s3 = spread_scales(scales, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, offsets, d, d
+    return u0, u1, u2, u3, s0, s1, s2, s3, offsets, d
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
@@ -110,6 +113,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
     rows_integer(
         store_orders,
         unpack_vectors,
+        dot_offsets,
         BYTES,
         w,
         stride,
@@ -133,21 +137,21 @@ _BIG, _SMALL = tile_products(16)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for part in range(4):
         half, i = part // 2, part % 2
         low = block + 64 * half + 16 * i
-        first, second = quads(low, stride, last), quads(low + 32, stride, last)
-        high = quads(block + 128 + 32 * half + 16 * i, stride, last)
+        first, second = quads(low, stride), quads(low + 32, stride)
+        high = quads(block + 128 + 32 * half + 16 * i, stride)
         place = panel + 2048 * half + 256 * i
         _fill_four(first[0], second[0], high[0], place)
         _fill_four(first[1], second[1], high[1], place + 64)
         _fill_four(first[2], second[2], high[2], place + 128)
         _fill_four(first[3], second[3], high[3], place + 192)
     # The dword that ends the block: two scales and d.
-    d = halves_to_floats(_HALF(quads(block + 194, stride, last)[3]))
-    scales = quads(block + 192, stride, last)
+    d = halves_to_floats(_HALF(quads(block + 194, stride)[3]))
+    scales = quads(block + 192, stride)
     _fill_scales(scales[0], d, panel + PANEL_SCALES)
     _fill_scales(scales[1], d, panel + PANEL_SCALES + 256)
     _fill_scales(scales[2], d, panel + PANEL_SCALES + 512)

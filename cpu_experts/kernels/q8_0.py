@@ -96,24 +96,24 @@ _BIG, _SMALL = tile_products(32, narrow=True)
 
 
 @register_jitable
-def fill_panel(block, stride, last, panel):
-    """16 rows of a superblock, `last` the last one's index, as a panel (tiles.py)."""
+def fill_panel(block, stride, panel):
+    """A superblock of 16 rows as a panel (tiles.py)."""
     for piece in range(16):
         quants = block + piece // 2 * BYTES + 2 + 16 * (piece % 2)
-        a, b, c, d = quads(quants, stride, last)
+        a, b, c, d = quads(quants, stride)
         place = panel + 256 * piece
         store(_UNSIGNED(a), place)
         store(_UNSIGNED(b), place + 64)
         store(_UNSIGNED(c), place + 128)
         store(_UNSIGNED(d), place + 192)
-    fill_block_scales(BYTES, block, stride, last, panel + PANEL_SCALES)
+    fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
 
 
 @register_jitable
-def fill_block_scales(n_bytes, block, stride, last, target):
+def fill_block_scales(n_bytes, block, stride, target):
     """The float16 at the start of each of 8 blocks, of every row."""
     for s in range(8):
-        heads = quads(block + s * n_bytes, stride, last)
+        heads = quads(block + s * n_bytes, stride)
         store_floats(halves_to_floats(heads[0]), target + 64 * s)
 
 

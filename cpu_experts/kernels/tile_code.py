@@ -48,20 +48,15 @@ def _interleave(builder: Any, a: Any, b: Any, width: int, high: int) -> Any:
     return builder.shuffle_vector(a, b, constant(I32, lanes))
 
 
-def _row_addresses(builder: Any, base: Any, stride: Any, last: Any) -> list[Any]:
-    """Addresses of 16 rows; those past the last one are the last one again."""
-    addresses = []
-    for i in range(16):
-        index = ir.Constant(I64, i)
-        inside = builder.icmp_signed("<=", index, last)
-        addresses.append(
-            builder.add(base, builder.mul(builder.select(inside, index, last), stride))
-        )
-    return addresses
+def _row_addresses(builder: Any, base: Any, stride: Any) -> list[Any]:
+    """Addresses of 16 rows, as sums that x86's addressing does: four of them need an addition."""
+    steps = [builder.mul(stride, ir.Constant(I64, i)) for i in range(4)]
+    fours = [builder.add(base, builder.mul(stride, ir.Constant(I64, i))) for i in (0, 4, 8, 12)]
+    return [builder.add(four, step) for four in fours for step in steps]
 
 
-def _quads(builder: Any, base: Any, stride: Any, last: Any) -> Any:
-    addresses = _row_addresses(builder, base, stride, last)
+def _quads(builder: Any, base: Any, stride: Any) -> Any:
+    addresses = _row_addresses(builder, base, stride)
     fours = []
     for i in range(4):  # rows i, i + 4, i + 8, i + 12: one in each 128 bits
         parts = [load_vector(builder, addresses[4 * lane + i], I32, 4) for lane in range(4)]
@@ -77,9 +72,9 @@ def _quads(builder: Any, base: Any, stride: Any, last: Any) -> Any:
     return cgutils.pack_array(builder, columns)
 
 
-# (base, stride, last): 16 bytes of each of 16 rows as 4 vectors, dword j of every row. The first
+# (base, stride): 16 bytes of each of 16 rows as 4 vectors, dword j of every row. The first
 # half of a transposition is in the loads, which cost no shuffles.
-quads = operation(types.UniTuple(INTS, 4), (ADDRESS, ADDRESS, ADDRESS), _quads)
+quads = operation(types.UniTuple(INTS, 4), (ADDRESS, ADDRESS), _quads)
 
 
 def _load_splat(builder: Any, address: Any, kind: Any, lanes: int = 16) -> Any:

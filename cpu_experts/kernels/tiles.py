@@ -1,7 +1,7 @@
 """The avx512_vnni tier for many tokens: tiles of 32 rows x 8 tokens x 256 values.
 
 Weights become panels of 16 rows: 64 vectors of one quad (4 values) of every row, then scales,
-minima and factors, a row per lane. A format brings `fill_panel(block, stride, last, panel)`, which
+minima and factors, a row per lane. A format brings `fill_panel(block, stride, panel)`, which
 writes one from native blocks. A panel meets up to 256 tokens, so that filling it costs little.
 
 For each superblock of columns the activations are packed, 384 bytes a token: 256 int8, what stands
@@ -25,7 +25,7 @@ from cpu_experts.kernels.tile_code import (
     tile_tokens,
 )
 from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
-from cpu_experts.memory import load_f32, load_i64, prefetch, store_f32
+from cpu_experts.memory import load_f32, load_i64, load_u8, prefetch, store_f32, store_i8
 from cpu_experts.vectors import (
     load,
     load256,
@@ -43,9 +43,10 @@ from cpu_experts.vectors import (
 )
 
 TOKEN_TILE, ROW_TILE = 256, 256
-# In scratch, in its first half MiB: two panels and a tile's sums over a superblock, packed
-# activations, all sums.
-_ACTS = 2 * PANEL_BYTES + 1024
+# In scratch, in its first half MiB: two panels and a tile's sums over a superblock, 16 rows copied,
+# packed activations, all sums.
+_ROWS = 2 * PANEL_BYTES + 1024
+_ACTS = _ROWS + 4608
 _ACTS_ROOM = 200 * 1024
 _SUMS = _ACTS + _ACTS_ROOM
 
@@ -103,6 +104,15 @@ def _multiply(big, small, sub, n, tmp, acts, sums, ahead, stride, n_ahead, n_byt
 
 
 @njit(error_model="numpy")
+def _copy_rows(block, stride, n, n_bytes, target):
+    """A superblock of n rows, and the last one again until they are 16."""
+    for r in range(16):
+        source = block + min(r, n - 1) * stride
+        for i in range(n_bytes):
+            store_i8(target + r * n_bytes + i, load_u8(source + i))
+
+
+@njit(error_model="numpy")
 def _one_tile(
     fill_panel, big, small, block, n_bytes, sub, offset, start, stride, n_rows, cols, acts, n, tmp
 ):
@@ -119,11 +129,13 @@ def _one_tile(
             here = start + r * stride
             for b in range(first, last):
                 for panel in range(2):
-                    row = min(16 * panel, n_rows - 1 - r)
-                    bottom = min(15, n_rows - 1 - r - row)
-                    fill_panel(
-                        here + row * stride + b * group, stride, bottom, tmp + panel * PANEL_BYTES
-                    )
+                    place, step_rows = here + 16 * panel * stride + b * group, stride
+                    if r + 16 * panel + 16 > n_rows:
+                        row = min(16 * panel, n_rows - 1 - r)
+                        place = here + row * stride + b * group
+                        _copy_rows(place, stride, n_rows - r - row, group, tmp + _ROWS)
+                        place, step_rows = tmp + _ROWS, group
+                    fill_panel(place, step_rows, tmp + panel * PANEL_BYTES)
                 packed = tmp + _ACTS + (b - first) * whole * ACT_BYTES
                 ahead, n_ahead = here + (b + 1) * group, min(32, n_rows - r)
                 if b + 1 == last and r + 32 < n_rows:

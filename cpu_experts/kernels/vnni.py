@@ -42,10 +42,13 @@ from cpu_experts.vectors import (
     spread_floats,
     store,
     store_floats,
+    subtract_product,
+    subtract_words,
     sum_floats,
     to_floats,
     to_floats256,
     widen_floats,
+    widen_words,
     words_to_floats,
     zero,
     zero_floats,
@@ -126,30 +129,59 @@ def spread_scales(scales, orders):
     )
 
 
-@njit(error_model="numpy")
-def _dot_integer(unpacked, act, b, scales, sums16):
-    """A superblock with integer scales against superblock b of one activation: 16 partial sums."""
-    u0, u1, u2, u3, s0, s1, s2, s3, offsets, d, d_offset = unpacked
-    q = act + 256 * b
+@register_jitable
+def _dot_products(unpacked, q):
+    """The dot products of four registers, times the scales of their sub-blocks: 16 sums."""
+    u0, u1, u2, u3, s0, s1, s2, s3 = unpacked[:8]
     even = dot_words(zero(), dot_bytes(zero(), u0, load(q)), s0)
     odd = dot_words(zero(), dot_bytes(zero(), u1, load(q + 64)), s1)
     even = dot_words(even, dot_bytes(zero(), u2, load(q + 128)), s2)
     odd = dot_words(odd, dot_bytes(zero(), u3, load(q + 192)), s3)
-    scale = load_f32(act + scales + 4 * b)
-    total = multiply(to_floats(add_words(even, odd)), splat_float(d * scale))
-    back = to_floats256(multiply_add16(offsets, load256(act + sums16 + 32 * b)))
-    return fma(widen_floats(back), splat_float(-d_offset * scale), total)
+    return add_words(even, odd)
+
+
+@register_jitable
+def dot_minima(unpacked, act, b, scales, sums16, total):
+    """Add a superblock with minima against superblock b of one activation to 16 partial sums."""
+    minima, d, d_minima = unpacked[8:]
+    products = multiply(to_floats(_dot_products(unpacked, act + 256 * b)), d)
+    back = to_floats256(multiply_add16(minima, load256(act + sums16 + 32 * b)))
+    both = subtract_product(widen_floats(back), d_minima, products)
+    return fma(both, splat_float(load_f32(act + scales + 4 * b)), total)
+
+
+@register_jitable
+def dot_offsets(unpacked, act, b, scales, sums16, total):
+    """The same for a superblock whose unsigned weights are too big by `offsets` in all."""
+    offsets, d = unpacked[8:]
+    back = multiply_add16(offsets, load256(act + sums16 + 32 * b))
+    sums = subtract_words(_dot_products(unpacked, act + 256 * b), widen_words(back))
+    return fma(multiply(to_floats(sums), d), splat_float(load_f32(act + scales + 4 * b)), total)
 
 
 @njit(error_model="numpy")
 def rows_integer(
-    prepare, unpack, n_bytes, w, stride, row0, n_rows, cols, acts, n_tokens, out, out_stride, tmp
+    prepare,
+    unpack,
+    dot,
+    n_bytes,
+    w,
+    stride,
+    row0,
+    n_rows,
+    cols,
+    acts,
+    n_tokens,
+    out,
+    out_stride,
+    tmp,
 ):
     """Superblocks whose scales are integers: the sub-block scales are applied in integers too.
 
     unpack -> four vectors of bytes, four of scales (an int16 in each 32-bit lane: 4 products fit
     int16, so VPDPWSSD multiplies and adds them in one step), sixteen int16 corrections for the sums
-    of 16, and the float factors of both.
+    of 16, and the float factor: that of both (dot = dot_offsets), or one of each (dot_minima), in
+    all lanes.
     """
     start = w + row0 * stride
     end = start + n_rows * stride
@@ -165,9 +197,7 @@ def rows_integer(
             for b in range(blocks):
                 block = source + b * n_bytes
                 _prefetch_block(block, n_bytes, end)
-                total = add_floats(
-                    total, _dot_integer(unpack(block, orders), act, b, scales, sums16)
-                )
+                total = dot(unpack(block, orders), act, b, scales, sums16, total)
             store_f32(out + 4 * r, sum_floats(total))
         return
     for first in range(0, n_tokens, TOKENS):
@@ -181,8 +211,8 @@ def rows_integer(
                 unpacked = unpack(block, orders)
                 for t in range(n):
                     act = load_i64(acts + 8 * (first + t))
-                    part = _dot_integer(unpacked, act, b, scales, sums16)
-                    _add_to_sum(tmp + 64 * t, part)
+                    total = dot(unpacked, act, b, scales, sums16, load_floats(tmp + 64 * t))
+                    store_floats(total, tmp + 64 * t)
             _store_sums(n, tmp, out + first * out_stride + 4 * r, out_stride)
 
 
