@@ -23,6 +23,7 @@ from cpu_experts.kernels.tile_code import (
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import dot_minima, rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import spread_f16
 from cpu_experts.vectors import (
     halves_to_floats,
     load_twice256,
@@ -33,7 +34,6 @@ from cpu_experts.vectors import (
     shift_right16,
     shift_right16_256,
     shift_right32,
-    spread_f16,
     store,
     store_floats,
 )

@@ -23,6 +23,7 @@ from cpu_experts.kernels.tile_code import (
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import dot_minima, rows_integer
 from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import spread_f16
 from cpu_experts.vectors import (
     bytes_constant,
     halves_to_floats,
@@ -37,7 +38,6 @@ from cpu_experts.vectors import (
     shift_right16,
     shift_right32,
     splat_8_bytes,
-    spread_f16,
     store,
     store_floats,
     to_floats,

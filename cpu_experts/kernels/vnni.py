@@ -22,6 +22,7 @@ from cpu_experts.memory import (
     store_f32,
     store_i8,
 )
+from cpu_experts.row_vectors import subtract_product, subtract_words, widen_words
 from cpu_experts.vectors import (
     add_floats,
     add_words,
@@ -42,13 +43,10 @@ from cpu_experts.vectors import (
     spread_floats,
     store,
     store_floats,
-    subtract_product,
-    subtract_words,
     sum_floats,
     to_floats,
     to_floats256,
     widen_floats,
-    widen_words,
     words_to_floats,
     zero,
     zero_floats,
