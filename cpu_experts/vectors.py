@@ -52,7 +52,6 @@ load_floats256 = operation(FLOATS256, (ADDRESS,), lambda b, a: load_vector(b, a,
 store = operation(types.void, (INTS, ADDRESS), store_vector)
 store_floats = operation(types.void, (FLOATS, ADDRESS), store_vector)
 store256 = operation(types.void, (INTS256, ADDRESS), store_vector)
-store_floats256 = operation(types.void, (FLOATS256, ADDRESS), store_vector)
 load_twice256 = operation(INTS, (ADDRESS,), lambda b, a: _repeat(b, a, I32, 8, 2))
 
 
@@ -158,9 +157,8 @@ xor = operation(INTS, (INTS, INTS), lambda b, x, y: b.xor(x, y))
 add_words = operation(INTS, (INTS, INTS), lambda b, x, y: b.add(x, y))
 dot_bytes = operation(INTS, (INTS, INTS, INTS), simd.dot_bytes)
 dot_words = operation(INTS, (INTS, INTS, INTS), simd.dot_words)
-multiply_words = operation(  # 32-bit lanes times one number
-    INTS, (INTS, types.int32), lambda b, x, n: b.mul(x, splat(b, n, 16))
-)
+# 32-bit lanes times one number.
+multiply_words = operation(INTS, (INTS, types.int32), lambda b, x, n: b.mul(x, splat(b, n, 16)))
 
 
 def mask_bytes(mask: int) -> Any:
@@ -309,13 +307,7 @@ def _join_floats(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(value, zeros, constant(I32, list(range(16))))
 
 
-def _words_to_floats(builder: Any, address: Any) -> Any:
-    """8 int16 at an address as float32."""
-    return builder.sitofp(load_vector(builder, address, I16, 8), vector(F32, 8))
-
-
 fma = operation(FLOATS, (FLOATS, FLOATS, FLOATS), _fma)
-fma256 = operation(FLOATS256, (FLOATS256, FLOATS256, FLOATS256), _fma)
 add_floats = operation(FLOATS, (FLOATS, FLOATS), lambda b, x, y: b.fadd(x, y))
 multiply256 = operation(FLOATS256, (FLOATS256, FLOATS256), lambda b, x, y: b.fmul(x, y))
 multiply = operation(FLOATS, (FLOATS, FLOATS), lambda b, x, y: b.fmul(x, y))
@@ -323,7 +315,9 @@ to_floats = operation(FLOATS, (INTS,), _to_floats)
 to_floats256 = operation(FLOATS256, (INTS256,), _to_floats)
 widen_floats = operation(FLOATS, (FLOATS256,), _join_floats)
 sum_floats = operation(types.float32, (FLOATS,), _sum)
-words_to_floats = operation(FLOATS256, (ADDRESS,), _words_to_floats)
+words_to_floats = operation(  # 8 int16 at an address
+    FLOATS256, (ADDRESS,), lambda b, a: b.sitofp(load_vector(b, a, I16, 8), vector(F32, 8))
+)
 
 
 def _halves_to_floats(builder: Any, value: Any) -> Any:
