@@ -1,10 +1,12 @@
 """Few tokens through their experts: one job, whose items shrink as its rows run out.
 
-Time is then the reading of weights, and is lost where threads wait for the last of them. So an item
-is a run of rows of half a thread's share of what is left, down to some 64 KiB; the runs of gate and
-up come first, those of the output after them, in the same job. Who takes an output run while h is
-not complete asks for its first weights and waits for those who are still at work on h. A run need
-not end where a block of h ends: who completes a block quantises it.
+Time is then the reading of weights, and is lost in two ways: where threads wait for the last of
+them, and where one stream of bytes ends and another begins (1.6 us were measured, as long as 10 KiB
+take). So an item is a run of rows of one expert, of half a thread's share of what is left, down to
+some 64 KiB; the runs of gate and up come first, those of down after them, in the same job. Who
+takes a run of down while h is not complete asks for its first weights and waits for those who are
+still at work on h. Blocks are finished by whoever completes them: a block of h is quantised, a
+block of the output summed over the experts, always in the same order.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from cpu_experts.moe_job import (
     N_HIDDEN,
     OUT,
     PAIRS,
+    PRODUCTS,
+    ROWS_DONE,
     RUNS,
     SLOTS,
     TOKENS,
@@ -51,9 +55,9 @@ from cpu_experts.pool import relax
 from cpu_experts.quantise import quantise_part
 from cpu_experts.tensor import BASES, KIND, N_ROWS, STRIDE
 
-MOST_PAIRS = 64
-_BLOCK = 256  # values of h that are quantised together: whole blocks of every kind
-_MOST_ROWS, _ROWS = 256, 8  # of a run, and what its length is a multiple of
+MOST_PAIRS = 32
+_BLOCK = 256  # values of h or the output that are finished together: whole blocks of every kind
+_MOST_ROWS, _ROWS = 1024, 8  # of a run, and what its length is a multiple of
 _LEAST_BYTES = 1 << 16  # of a run's weights
 _HEAD = 1024  # bytes of a stream that are asked for before it is read
 
@@ -85,13 +89,19 @@ def _cut(runs, groups, rows, row_bytes, threads):
 @njit(error_model="numpy")
 def run_bytes(groups, inter, hidden):
     """Bytes that the runs of a job take at most."""
-    return 8 * (groups * (inter // _ROWS + 1) + hidden // _ROWS + 1)
+    return 8 * groups * (inter // _ROWS + hidden // _ROWS + 2)
 
 
 @njit(error_model="numpy")
-def block_bytes(groups, inter):
-    """Bytes of the counters of the blocks of h."""
-    return 8 * groups * ((inter + _BLOCK - 1) // _BLOCK)
+def block_bytes(rows):
+    """Bytes of the counters of the blocks of `rows` values."""
+    return 8 * ((rows + _BLOCK - 1) // _BLOCK)
+
+
+@njit(error_model="numpy")
+def _clear(start, n_bytes):
+    for at in range(start, start + n_bytes, 8):
+        store_i64(at, 0)
 
 
 @njit(error_model="numpy")
@@ -102,22 +112,24 @@ def plan_runs(job, inter, hidden, threads):
     both = load_i64(gate + 8 * STRIDE) + load_i64(up + 8 * STRIDE)
     hidden_runs = _cut(runs, groups, inter, both, threads)
     store_i64(job + 8 * N_HIDDEN, hidden_runs)
-    for at in range(0, block_bytes(groups, inter), 8):
-        store_i64(load_i64(job + 8 * BLOCKS_DONE) + at, 0)
+    _clear(load_i64(job + 8 * BLOCKS_DONE), groups * block_bytes(inter))
+    _clear(load_i64(job + 8 * ROWS_DONE), block_bytes(hidden))
     atomic_store(job + HIDDEN_DONE, 0)
-    row_bytes = max(1, groups) * load_i64(down + 8 * STRIDE)
-    return hidden_runs + _cut(runs + 8 * hidden_runs, 1, hidden, row_bytes, threads)
+    if groups == 0:
+        _sum_block(job, 0, hidden)
+    down_stride = load_i64(down + 8 * STRIDE)
+    return hidden_runs + _cut(runs + 8 * hidden_runs, groups, hidden, down_stride, threads)
 
 
 def few_item(job, item, slot, scratch):
-    """One run: of h, or of the output."""
+    """One run: of gate and up, or of down."""
     run = load_i64(load_i64(job + 8 * RUNS) + 8 * item)
     row, n_rows = run & 0xFFFFFFFF, run >> 32 & 0xFFFF
     if item < load_i64(job + 8 * N_HIDDEN):
         _hidden_run(job, run >> 48, row, n_rows, scratch)
         atomic_add(job + HIDDEN_DONE, 1)
     else:
-        _output_run(job, row, n_rows, scratch)
+        _output_run(job, run >> 48, row, n_rows, scratch)
 
 
 @njit(error_model="numpy")
@@ -149,7 +161,7 @@ def _hidden_run(job, group, row, n_rows, scratch):
         for i in range(n_rows):
             value = load_f32(gates + 4 * (p * n_rows + i))
             store_f32(floats + 4 * (p * inter + row + i), value)
-    counters = load_i64(job + 8 * BLOCKS_DONE) + block_bytes(group, inter)
+    counters = load_i64(job + 8 * BLOCKS_DONE) + group * block_bytes(inter)
     for start in range(row // _BLOCK * _BLOCK, row + n_rows, _BLOCK):
         size = min(_BLOCK, inter - start)
         ours = min(row + n_rows, start + size) - max(row, start)
@@ -162,30 +174,43 @@ def _hidden_run(job, group, row, n_rows, scratch):
 
 
 @njit(error_model="numpy")
-def _output_run(job, row, n_rows, scratch):
-    """A run of rows of the output: the weighted sum over all experts, for all tokens."""
+def _output_run(job, group, row, n_rows, scratch):
+    """A run of rows of one expert's down, for all its pairs."""
     down, n_groups = load_i64(job + 8 * DOWN), load_i64(job + 8 * N_GROUPS)
-    hidden, tokens = load_i64(down + 8 * N_ROWS), load_i64(job + 8 * TOKENS)
-    groups = load_i64(job + 8 * GROUPS)
-    for g in range(n_groups):
-        _prefetch_head(down, load_i64(groups + g * GROUP_BYTES), row, n_rows)
-    sums = scratch + (1 << 19)
-    for i in range(tokens * n_rows):
-        store_f32(sums + 4 * i, 0.0)
-    parts, waited = sums + 4 * tokens * n_rows, 0
+    hidden = load_i64(down + 8 * N_ROWS)
+    place = load_i64(job + 8 * GROUPS) + group * GROUP_BYTES
+    expert, first, pairs = load_i64(place), load_i64(place + 8), load_i64(place + 16)
+    waited = 0
+    if atomic_load(job + HIDDEN_DONE) < load_i64(job + 8 * N_HIDDEN):
+        _prefetch_head(down, expert, row, n_rows)
     while atomic_load(job + HIDDEN_DONE) < load_i64(job + 8 * N_HIDDEN):
         waited = relax(waited)
-    for g in range(n_groups):
-        group = groups + g * GROUP_BYTES
-        first, pairs = load_i64(group + 8), load_i64(group + 16)
-        table = load_i64(job + 8 * H_TABLE) + 8 * first
-        call_matrix(down, load_i64(group), row, n_rows, table, pairs, parts, 4 * n_rows, scratch)
-        for p in range(pairs):
-            pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * (first + p))
-            weight = load_f32(load_i64(job + 8 * WEIGHTS) + 4 * pair)
-            target = sums + 4 * (pair // load_i64(job + 8 * SLOTS)) * n_rows
-            add_scaled(target, parts + 4 * p * n_rows, weight, n_rows)
-    out = load_i64(job + 8 * OUT) + 4 * row
-    for t in range(tokens):
-        for i in range(n_rows):
-            store_f32(out + 4 * (t * hidden + i), load_f32(sums + 4 * (t * n_rows + i)))
+    table = load_i64(job + 8 * H_TABLE) + 8 * first
+    parts = load_i64(job + 8 * PRODUCTS) + 4 * (first * hidden + row)
+    call_matrix(down, expert, row, n_rows, table, pairs, parts, 4 * hidden, scratch)
+    counters = load_i64(job + 8 * ROWS_DONE)
+    for start in range(row // _BLOCK * _BLOCK, row + n_rows, _BLOCK):
+        size = min(_BLOCK, hidden - start)
+        ours = min(row + n_rows, start + size) - max(row, start)
+        if atomic_add(counters + 8 * (start // _BLOCK), ours) + ours == size * n_groups:
+            _sum_block(job, start, size)
+
+
+@njit(error_model="numpy")
+def _sum_block(job, start, size):
+    """Columns of the output: the weighted sum over all experts, for all tokens."""
+    hidden = load_i64(load_i64(job + 8 * DOWN) + 8 * N_ROWS)
+    out = load_i64(job + 8 * OUT) + 4 * start
+    for t in range(load_i64(job + 8 * TOKENS)):
+        for i in range(size):
+            store_f32(out + 4 * (t * hidden + i), 0.0)
+    groups, n_groups = load_i64(job + 8 * GROUPS), load_i64(job + 8 * N_GROUPS)
+    if n_groups == 0:
+        return
+    last = groups + (n_groups - 1) * GROUP_BYTES
+    for p in range(load_i64(last + 8) + load_i64(last + 16)):
+        pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * p)
+        weight = load_f32(load_i64(job + 8 * WEIGHTS) + 4 * pair)
+        target = out + 4 * (pair // load_i64(job + 8 * SLOTS)) * hidden
+        part = load_i64(job + 8 * PRODUCTS) + 4 * (p * hidden + start)
+        add_scaled(target, part, weight, size)

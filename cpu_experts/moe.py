@@ -37,6 +37,8 @@ from cpu_experts.moe_job import (
     N_GROUPS,
     OUT,
     PAIRS,
+    PRODUCTS,
+    ROWS_DONE,
     RUNS,
     SLOTS,
     TOKENS,
@@ -215,10 +217,13 @@ def moe(
     for i in range(len(fields)):
         store_i64(work + 8 * i, fields[i])
     if n_tokens <= FEW_TOKENS and n <= MOST_PAIRS:
-        floats = few + block_bytes(n, inter)
-        store_i64(work + 8 * BLOCKS_DONE, few)
+        runs = few + n * block_bytes(inter) + block_bytes(hidden)
+        floats = runs + run_bytes(n, inter, hidden)
+        store_i64(work + 8 * ROWS_DONE, few)
+        store_i64(work + 8 * BLOCKS_DONE, few + block_bytes(hidden))
+        store_i64(work + 8 * RUNS, runs)
         store_i64(work + 8 * H_FLOATS, floats)
-        store_i64(work + 8 * RUNS, floats + 4 * n * inter)
+        store_i64(work + 8 * PRODUCTS, floats + 4 * n * inter)
         items = plan_runs(work, inter, hidden, threads)
         run_job(pool, load_i64(codes + 16), work, items, scratch)
         return 0
@@ -230,11 +235,11 @@ def moe(
 
 @njit
 def _few_bytes(n_pairs, inter, hidden):
-    """Bytes that a job of few tokens needs beside the others': counters, h as floats, runs."""
+    """Bytes that a job of few tokens needs beside the others': counters, runs, h and products."""
     if n_pairs > MOST_PAIRS:
         return 0
-    h = block_bytes(n_pairs, inter) + 4 * n_pairs * inter
-    return h + run_bytes(n_pairs, inter, hidden) // 8 * 8
+    counters = n_pairs * block_bytes(inter) + block_bytes(hidden)
+    return counters + run_bytes(n_pairs, inter, hidden) + 4 * n_pairs * (inter + hidden)
 
 
 def _moe(x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes):

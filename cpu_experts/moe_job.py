@@ -31,7 +31,9 @@ from cpu_experts.tensor import AUX, BASES, COLS, STRIDE
     N_HIDDEN,
     H_FLOATS,
     BLOCKS_DONE,
-) = range(20)
+    PRODUCTS,
+    ROWS_DONE,
+) = range(22)
 HIDDEN_DONE = 192  # a counter on a cache line of its own
 JOB_BYTES = 256
 # A group: (expert, first pair, pairs).
