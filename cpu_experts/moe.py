@@ -54,7 +54,7 @@ from cpu_experts.quantise import prepare_rows, quantise_part
 from cpu_experts.tensor import COLS, COUNT, KIND, N_ROWS, STRIDE
 from cpu_experts.workspace import WORKSPACE
 
-TOKEN_TILE = 128  # tokens of one pass over a run of rows
+TOKEN_TILE = 256  # tokens of one pass over a run of rows
 ROW_RUN = 256  # rows of gate and up in an item: one activation block of every kind
 _TINY = 1 << 20  # pairs x weights below which waking the pool costs more than it saves
 
