@@ -14,20 +14,24 @@ from numba import njit, types
 
 from cpu_experts.cache import c_function, entry
 from cpu_experts.memory import atomic_add, load_i64, prefetch
-from cpu_experts.pool import ITEM, pool_address, run_job
+from cpu_experts.pool import ITEM, get_threads, pool_address, run_job
 from cpu_experts.vectors import dot_bytes, or_, splat_8_bytes, sum_floats, to_floats, xor
 
-_STEP = 1 << 18  # bytes of a read item: small, or many threads wait for the last one
+# Bytes of a read item, from half a thread's share of what is left down to the least: each new
+# stream costs a microsecond or two, and so does waiting for the last one.
+_LEAST, _MOST = 1 << 18, 1 << 23
 _DISTANCES = (512, 1024, 2048, 4608)  # bytes between a load and its prefetch: the best counts
 _LOOPS = 1 << 14  # of 16 VPDPBUSD each, in an item
-_ADDRESS, _BYTES, _SINK, _AHEAD = 0, 8, 16, 24
+_ADDRESS, _STARTS, _AHEAD, _SINK = 0, 8, 16, 128
+_JOB_WORDS = 32
 
 
 def _read_item(job, item, slot, scratch):
-    """Read one step; the sum goes where the compiler cannot see that nobody reads it."""
-    start = load_i64(job + _ADDRESS) + item * _STEP
+    """Read one piece; the sum goes where the compiler cannot see that nobody reads it."""
+    place = load_i64(job + _STARTS) + 8 * item
+    start = load_i64(job + _ADDRESS) + load_i64(place)
     ahead, total = load_i64(job + _AHEAD), 0
-    for line in range(0, min(_STEP, load_i64(job + _BYTES) - item * _STEP), 512):
+    for line in range(0, load_i64(place + 8) - load_i64(place), 512):
         for part in range(0, 512, 64):
             prefetch(start + line + part + ahead)
         for word in range(0, 512, 8):
@@ -42,14 +46,25 @@ def _run(items, job, scratch, pool, code):
 _RUN = types.void(*[types.int64] * 5)
 
 
+def _starts(n_bytes: int, threads: int) -> np.ndarray:
+    """Where the pieces of a read begin, and the end of the last one."""
+    starts = [0]
+    while starts[-1] < n_bytes:
+        left = n_bytes - starts[-1]
+        size = min(max(left // (2 * threads), _LEAST), _MOST) // 4096 * 4096
+        starts.append(min(starts[-1] + size, n_bytes))
+    return np.array(starts, dtype=np.int64)
+
+
 def read_seconds(memory: np.ndarray, ahead: int = 1024) -> float:
     """Seconds that the pool takes to read `memory` (uint8) once, prefetching `ahead` bytes."""
     run, code = entry(_run, _RUN), c_function(_read_item, ITEM)
-    job, pool = np.zeros(8, dtype=np.int64), pool_address()
-    job[_ADDRESS // 8], job[_BYTES // 8] = memory.ctypes.data, memory.nbytes // 512 * 512
+    job, pool = np.zeros(_JOB_WORDS, dtype=np.int64), pool_address()
+    starts = _starts(memory.nbytes // 512 * 512, get_threads())
+    job[_ADDRESS // 8], job[_STARTS // 8] = memory.ctypes.data, starts.ctypes.data
     job[_AHEAD // 8] = ahead
     start = time.perf_counter()
-    run(-(-memory.nbytes // _STEP), int(job.ctypes.data), 0, pool, code)
+    run(len(starts) - 1, int(job.ctypes.data), 0, pool, code)
     return time.perf_counter() - start
 
 
@@ -101,7 +116,7 @@ def _multiply_item(job, item, slot, scratch):
 def vnni_operations_per_second(items: int = 64) -> float:
     """Byte multiplications and additions per second, all threads; for the avx512_vnni tier."""
     run, code = entry(_run, _RUN), c_function(_multiply_item, ITEM)
-    job, pool = np.zeros(8, dtype=np.int64), pool_address()
+    job, pool = np.zeros(_JOB_WORDS, dtype=np.int64), pool_address()
     run(items, int(job.ctypes.data), 0, pool, code)
     start = time.perf_counter()
     run(items, int(job.ctypes.data), 0, pool, code)
