@@ -196,34 +196,12 @@ def moe(
         pool = 0
     threads = thread_count(pool)
     step = min(ROW_RUN, rows_per_item(hidden, load_i64(down + 8 * STRIDE) * n_groups, threads))
-    fields = (
-        gate,
-        up,
-        down,
-        groups,
-        n_groups,
-        pairs,
-        gates,
-        ups,
-        h,
-        h_stride,
-        hs,
-        out,
-        n_tokens,
-        weights,
-        step,
-        slots,
-    )
+    tables = (gate, up, down, groups, n_groups, pairs, gates, ups, h, h_stride, hs)
+    fields = (*tables, out, n_tokens, weights, step, slots)
     for i in range(len(fields)):
         store_i64(work + 8 * i, fields[i])
     if n_tokens <= FEW_TOKENS and n <= MOST_PAIRS:
-        runs = few + n * block_bytes(inter) + block_bytes(hidden)
-        floats = runs + run_bytes(n, inter, hidden)
-        store_i64(work + 8 * ROWS_DONE, few)
-        store_i64(work + 8 * BLOCKS_DONE, few + block_bytes(hidden))
-        store_i64(work + 8 * RUNS, runs)
-        store_i64(work + 8 * H_FLOATS, floats)
-        store_i64(work + 8 * PRODUCTS, floats + 4 * n * inter)
+        _place_few(work, few, n, inter, hidden)
         items = plan_runs(work, inter, hidden, threads)
         run_job(pool, load_i64(codes + 16), work, items, scratch)
         return 0
@@ -231,6 +209,18 @@ def moe(
     run_job(pool, load_i64(codes), work, n_groups * runs, scratch)
     run_job(pool, load_i64(codes + 8), work, (hidden + step - 1) // step, scratch)
     return 0
+
+
+@njit(error_model="numpy")
+def _place_few(job, few, n_pairs, inter, hidden):
+    """Where a job of few tokens keeps what only it needs: the bytes that _few_bytes counts."""
+    runs = few + n_pairs * block_bytes(inter) + block_bytes(hidden)
+    floats = runs + run_bytes(n_pairs, inter, hidden)
+    store_i64(job + 8 * ROWS_DONE, few)
+    store_i64(job + 8 * BLOCKS_DONE, few + block_bytes(hidden))
+    store_i64(job + 8 * RUNS, runs)
+    store_i64(job + 8 * H_FLOATS, floats)
+    store_i64(job + 8 * PRODUCTS, floats + 4 * n_pairs * inter)
 
 
 @njit
