@@ -2,12 +2,17 @@
 shape.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import localr1
+from localr1.models.safetensors import HFFolder
 from tests import oracles, toy
 
 SHAPES = {
@@ -40,3 +45,32 @@ def test_logits_from_f32(shape: str, tmp_path: Path):
     for layout in ("kv_b", "k_b+v_b"):
         path = toy.gguf(folder, tmp_path / f"{layout}.gguf", layout=layout)
         assert relative_error(localr1.load(path).logits(ids), reference) <= 1e-4
+
+
+def test_logits_from_fp8(tmp_path: Path):
+    """DeepSeek's FP8 folder gives the logits of the values that it stands for, in float64.
+
+    One head has 32 + 32 rows of `kv_b`, so its cut into heads goes through a scale's block.
+    """
+    folder = toy.fp8_folder(toy.hf_folder(tmp_path / "hf", toy.config()), tmp_path / "fp8")
+    source = HFFolder.open(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    plain = tmp_path / "plain"
+    shutil.copytree(folder, plain, ignore=shutil.ignore_patterns("*.safetensors"))
+    (plain / "config.json").write_text(json.dumps(config))
+    tensors = {}
+    stored = load_file(folder / "model.safetensors")
+    for name, weight in stored.items():
+        if not name.endswith("_scale_inv"):
+            tensors[name] = weight
+        if weight.dtype == torch.float8_e4m3fn:
+            scale = stored[f"{name}_scale_inv"]
+            rows, cols = weight.shape
+            spread = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :cols]
+            tensors[name] = weight.float() * spread
+    save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
+    ids = np.random.default_rng(5).integers(0, 768, 200).tolist()
+    [reference] = oracles.transformers_logits(plain, [ids])
+    assert source["blk.0.attn_kv_b.weight"].format.name == "FP8_E4M3"
+    assert relative_error(localr1.load(folder).logits(ids), reference) <= 1e-4
