@@ -16,12 +16,12 @@ import cpu_experts
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import BadFile, ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
+from localr1.models.attention import is_small
 from localr1.models.deepseek import Transformer
 
 _SUPER_CHUNK = (
     32_768  # tokens that pass through one layer before the next: design of layer-major prefill
 )
-_TINY_ATTENTION = 1 << 22  # multiplications of a layer below which torch's threads cost time
 _MIN_PROGRESS = 64  # shorter prompts are read before a person could see a bar
 
 
@@ -72,10 +72,9 @@ class Engine:
         """Append one token to the cache; the logits `[1, vocab]` behind it."""
         if self.position >= self.max_context:
             raise self._full(self.position + 1)
-        config = self.model.config
-        latent = config.n_heads * config.kv_lora_rank
-        big = self.position * latent > _TINY_ATTENTION
-        torch.set_num_threads(cpu_experts.get_threads() if big else 1)
+        # torch's barriers cost milliseconds on a busy machine: only where there is work for them.
+        small = is_small(self.model.config, self.position)
+        torch.set_num_threads(1 if small else cpu_experts.get_threads())
         with torch.inference_mode():
             x = self.model.token_embd([token])
             for block in self.model.blk:

@@ -20,8 +20,13 @@ from localr1.models.linear import Linear, Weights
 from localr1.models.norm import RMSNorm
 from localr1.models.rope import Rope, softmax_scale
 
-COMPILED_UP_TO = 1024  # tokens in the cache; beyond it torch's threads are quicker
+_SMALL = 1 << 22  # multiplications of one token's scores; beyond it torch's threads are quicker
 _WORKSPACE = 1 << 24  # float32 values of one temporary of the expanded form (64 MiB)
+
+
+def is_small(config: ModelConfig, n_keys: int) -> bool:
+    """Whether one token's attention over so many keys is best done on the calling thread."""
+    return config.n_heads * config.kv_lora_rank * n_keys <= _SMALL
 
 
 class HeadProjections:
@@ -98,11 +103,9 @@ class MLA:
         self.absorb_up_to = per_key // max(per_query, 1)
 
     def __call__(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Normed hidden states `[T, hidden]` of the tokens behind the committed ones -> `[T,
-        hidden]`.
-        """
+        """Normed hidden states `[T, hidden]` behind the committed tokens -> `[T, hidden]`."""
         shared = Activations(x.numpy())
-        if x.shape[0] == 1 and cache.length < COMPILED_UP_TO:
+        if x.shape[0] == 1 and is_small(self.config, cache.length):
             return self._one_token(shared, cache)
         q_nope, q_rope = self._queries(shared, cache.length)
         rows = cache.update(self.layer, self._latent(shared, cache.length))

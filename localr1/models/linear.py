@@ -35,9 +35,7 @@ class Linear:
         self.weight = weight
 
     def __call__(self, x: torch.Tensor | Activations) -> torch.Tensor:
-        """`x` float32 `[T, cols]` (or its `Activations`, shared by several products) -> `[T,
-        rows]`.
-        """
+        """`x` float32 `[T, cols]` -> `[T, rows]`; `Activations` serve several products."""
         rows = x if isinstance(x, Activations) else x.numpy()
         return torch.from_numpy(matmul(rows, self.weight, terms=2))
 
