@@ -27,9 +27,7 @@ class KVCache:
         return n_layers * max_length * width * 4
 
     def update(self, layer: int, latent: torch.Tensor) -> torch.Tensor:
-        """Write `latent` `[T, width]` behind the committed rows; return all rows up to it `[S,
-        width]`.
-        """
+        """Write `latent` `[T, width]` behind the committed rows; all rows up to it `[S, width]`."""
         end = self.length + latent.shape[0]
         rows = self.rows[layer]
         rows[self.length : end] = latent
