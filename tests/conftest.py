@@ -1,4 +1,4 @@
-"""What every test stands on: a user's home that is empty, and a word on what was left out."""
+"""What every test stands on: a user's home that is empty."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
-NO_GPU = pytest.mark.skip(reason="there is no NVIDIA GPU here")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none, saying so."""
-    if Path("/proc/driver/nvidia/version").exists():
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(NO_GPU)
 
 
 @pytest.fixture(autouse=True)
