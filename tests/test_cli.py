@@ -116,7 +116,7 @@ def test_the_answer_is_all_of_stdout(run_cli: Cli) -> None:
 
 def test_stdin_goes_before_the_prompt(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[str] = []
-    monkeypatch.setattr(cli, "_answer_once", lambda flags, text, as_json: prompts.append(text))
+    monkeypatch.setattr(cli.talk, "_answer_once", lambda flags, text, as_json: prompts.append(text))
     run_cli("run", "tiny-r1", "Sum up:", "this", stdin="A long\ntext.\n")
     assert prompts == ["A long\ntext.\n\nSum up: this"]
 
