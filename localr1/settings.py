@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from localr1.errors import USAGE, LocalR1Error
+from localr1.sizes import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,15 @@ class Setting:
     """A value that a user can set: its type, what holds when nobody sets it, and its limits."""
 
     kind: type[str] | type[int] | type[float]
-    default: str | int | float | None = None
+    default: str | int | float | Callable[[], str] | None = None
     low: float | None = None
     high: float | None = None
 
     def parse(self, raw: Any) -> str | int | float:
         """`raw` (text, or a TOML value) as this type. Raises ValueError or TypeError."""
         value = self.kind(raw)
-        if isinstance(raw, bool) or (isinstance(raw, float) and value != raw):
+        exact = self.kind is Size or not isinstance(raw, float) or value == raw
+        if isinstance(raw, bool) or not exact:
             raise ValueError(raw)
         if self.low is not None and not float(value) >= self.low:
             raise ValueError(raw)
@@ -36,11 +38,47 @@ class Setting:
             raise ValueError(raw)
         return value
 
+    def unset(self) -> str | int | float | None:
+        """What holds when nobody sets it; folders depend on the environment."""
+        return self.default() if callable(self.default) else self.default
+
     def __str__(self) -> str:
+        if self.kind is Size:
+            return "a size such as 24GiB, 24GB or 24, which means GiB"
         noun = {str: "a text", int: "a whole number", float: "a number"}[self.kind]
         if self.high is not None:
             return f"{noun} from {self.low:g} to {self.high:g}"
         return noun if self.low is None else f"{noun} of {self.low:g} or more"
+
+
+def config_file() -> Path:
+    """The user's own settings; it need not exist."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "config.toml"
+
+
+def state_folder() -> Path:
+    """Where localr1 notes what it has seen, such as sums of files; it need not exist."""
+    return _xdg("XDG_STATE_HOME", ".local/state")
+
+
+def cache_folder() -> Path:
+    """Where localr1 keeps what it can make again, such as measurements; it need not exist."""
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def models_folder() -> Path:
+    """Where models are kept: the setting `models`; it need not exist."""
+    return Path(Settings({})["models"]).expanduser()
+
+
+def _default_models() -> str:
+    return str(_xdg("XDG_DATA_HOME", ".local/share") / "models")
+
+
+def _xdg(variable: str, default: str) -> Path:
+    # The specification says that a relative path in the variable counts as unset.
+    home = os.environ.get(variable, "")
+    return (Path(home) if os.path.isabs(home) else Path.home() / default) / "localr1"
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -56,6 +94,9 @@ SETTINGS: Mapping[str, Setting] = {
     "context": Setting(int, low=1),
     "threads": Setting(int, low=1),
     "residency": Setting(str, "auto"),
+    "models": Setting(str, _default_models),
+    "vram": Setting(Size),
+    "ram": Setting(Size),
 }
 
 
@@ -80,7 +121,7 @@ class Settings:
                 ((model or {}).get(name), "models.toml"),
             )
             found = next(((raw, source) for raw, source in layers if raw is not None), None)
-            self._values[name] = _parsed(name, *found) if found else (setting.default, "default")
+            self._values[name] = _parsed(name, *found) if found else (setting.unset(), "default")
 
     def __getitem__(self, name: str) -> Any:
         """The value of a setting."""
@@ -114,19 +155,3 @@ def _read_config(path: Path) -> dict[str, Any]:
         known = "it may hold " + ", ".join(SETTINGS)
         raise LocalR1Error(f"{path} sets {unknown[0]!r}, which is no setting", known, USAGE)
     return values
-
-
-def config_file() -> Path:
-    """The user's own settings; it need not exist."""
-    return _xdg("XDG_CONFIG_HOME", ".config") / "config.toml"
-
-
-def state_folder() -> Path:
-    """Where localr1 notes what it has seen, such as sums of files; it need not exist."""
-    return _xdg("XDG_STATE_HOME", ".local/state")
-
-
-def _xdg(variable: str, default: str) -> Path:
-    # The specification says that a relative path in the variable counts as unset.
-    home = os.environ.get(variable, "")
-    return (Path(home) if os.path.isabs(home) else Path.home() / default) / "localr1"

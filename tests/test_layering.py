@@ -19,6 +19,7 @@ HELP_SECONDS = 0.3
 # Lower may not import higher. A name stands for the module and everything below it.
 ORDER = [
     ["cpu_experts", "offload", "localr1.errors", "localr1.events"],
+    ["localr1.sizes"],
     ["localr1.registry", "localr1.settings", "localr1.progress"],
     ["localr1.models"],
     ["localr1.engine"],
