@@ -20,6 +20,20 @@ DEFAULT_MODEL = "tiny-r1"
 
 
 @dataclass(frozen=True, slots=True)
+class Quant:
+    """One form of a model that can be fetched: `pattern` names its files in `repo`.
+
+    `nbytes` is all files together, None where unknown. `verified` says whether repository, pattern
+    and size were seen on a page of the hub; the hub's own answer at pull time is what counts.
+    """
+
+    repo: str
+    pattern: str
+    nbytes: int | None = None
+    verified: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelEntry:
     """One table of models.toml; its head says what each field means."""
 
@@ -31,6 +45,9 @@ class ModelEntry:
     aliases: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # file name -> sha256
+    config: Mapping[str, Any] = field(default_factory=dict)  # keys of HF's config.json
+    quants: Mapping[str, Quant] = field(default_factory=dict)
+    default_quant: str = ""
 
     @property
     def path(self) -> Path | None:
@@ -58,7 +75,35 @@ def entries() -> Mapping[str, ModelEntry]:
 
 
 def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
-    return ModelEntry(**{**table, "name": name, "aliases": tuple(table.get("aliases", ()))})
+    quants = {quant: Quant(**row) for quant, row in table.get("quants", {}).items()}
+    aliases = tuple(table.get("aliases", ()))
+    return ModelEntry(**{**table, "name": name, "aliases": aliases, "quants": quants})
+
+
+def parse(text: str) -> tuple[ModelEntry, str | None]:
+    """The known model that `NAME` or `NAME:QUANT` means, and the quant if one is named.
+
+    An alias may hold a colon itself ("deepseek-r1:7b"), so the whole text is tried first. Case does
+    not matter. Raises `ModelNotFound` for another name, or for a quant that the model has not.
+    """
+    entry = _entry_named(text)
+    if entry is not None:
+        return entry, None
+    name, _, quant = text.rpartition(":")
+    entry = _entry_named(name)
+    if entry is None:
+        raise ModelNotFound(f"no model is called {text!r}", _suggestion(text))
+    for known in entry.quants:
+        if known.lower() == quant.lower():
+            return entry, known
+    hint = f"known are {', '.join(entry.quants)}" if entry.quants else f"ask for {entry.name}"
+    raise ModelNotFound(f"{entry.name} is not known as {quant!r}", hint)
+
+
+def _entry_named(text: str) -> ModelEntry | None:
+    lowered = text.lower()
+    known = entries().values()
+    return next((entry for entry in known if lowered in (entry.name, *entry.aliases)), None)
 
 
 def resolve(model: str | Path) -> Resolved:

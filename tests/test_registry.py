@@ -154,3 +154,48 @@ def test_models_toml_holds_nothing_unknown() -> None:
     fields = set(registry.ModelEntry.__slots__)
     for table in tomllib.loads(text).values():
         assert set(table) <= fields - {"name"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "quant"),
+    [
+        ("deepseek-r1", "deepseek-r1", None),
+        ("R1", "deepseek-r1", None),
+        ("deepseek-r1:671b", "deepseek-r1", None),
+        ("deepseek-r1:q4_k_m", "deepseek-r1", "Q4_K_M"),
+        ("deepseek-r1:ud-q2_k_xl", "deepseek-r1", "UD-Q2_K_XL"),
+        ("deepseek-r1:7b", "r1-distill-7b", None),
+        ("deepseek-r1:7b:Q8_0", "r1-distill-7b", "Q8_0"),
+        ("tiny-r1", "tiny-r1", None),
+    ],
+)
+def test_a_name_may_carry_a_quant(text: str, name: str, quant: str | None) -> None:
+    entry, found = registry.parse(text)
+    assert (entry.name, found) == (name, quant)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("deepseek-r1:Q9", "deepseek-r1 is not known as 'Q9'", "Q4_K_M"),
+        ("tiny-r1:Q4_K_M", "tiny-r1 is not known as 'Q4_K_M'", "ask for tiny-r1"),
+        ("deepsek-r1", "no model is called", "did you mean deepseek-r1?"),
+        ("xyzzy:Q4_K_M", "no model is called", "`localr1 list`"),
+    ],
+)
+def test_an_unknown_quant_names_the_known_ones(text: str, said: str, hint: str) -> None:
+    with pytest.raises(ModelNotFound, match=said) as caught:
+        registry.parse(text)
+    assert hint in caught.value.hint
+
+
+def test_every_model_can_be_had() -> None:
+    for entry in registry.entries().values():
+        if entry.source.startswith("package:"):
+            assert entry.files
+            continue
+        assert entry.default_quant in entry.quants
+        assert entry.config["hidden_size"] and entry.licence and entry.title
+        for quant in entry.quants.values():
+            assert quant.repo.count("/") == 1 and quant.pattern
+            assert quant.nbytes is not None or not quant.verified
