@@ -6,12 +6,18 @@ What the planner decides from. Not here: how a GPU (offload.gpus) or a disk (off
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
+from offload import disk, gpus, memory
 from offload.gpus import Gpu
 
-__all__ = ["Gpu", "Hardware", "on_paper"]
+__all__ = ["Gpu", "Hardware", "Probes", "from_json", "measured", "on_paper", "refreshed", "to_json"]
+
+Report: TypeAlias = Callable[[str, int, int], None]
 
 _GIB = 1 << 30
 
@@ -32,6 +38,30 @@ class Hardware:
     disk_bandwidth: float  # reads of the disk that holds the models
     disk_free: int
     assumed: frozenset[str]  # fields that are typical values, not measured ones; "gpu.pcie" too
+
+    def __post_init__(self) -> None:
+        for name, value in [
+            *_numbers(self),
+            *(pair for gpu in self.gpus for pair in _numbers(gpu)),
+        ]:
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}")
+
+
+def _numbers(facts: Hardware | Gpu) -> list[tuple[str, float]]:
+    values = ((name, getattr(facts, name)) for name in facts.__slots__)
+    return [(name, value) for name, value in values if isinstance(value, int | float)]
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What somebody else knows to find out about the CPU. Speeds as in Hardware."""
+
+    threads: int
+    cores: int
+    isa: str
+    ram_bandwidth: Callable[[], float]
+    int8_ops: Callable[[], float]
 
 
 # What is taken for a machine on paper: from the least memory up, so that more of it never looks
@@ -110,3 +140,98 @@ def _card(vram: int, bandwidth: float | None, pcie: float | None) -> Gpu:
 def _row(table: Sequence[tuple[float, ...]], nbytes: int) -> tuple[float, ...]:
     """The values of the last row whose size (GiB) is not above `nbytes`."""
     return [row for row in table if row[0] * _GIB <= nbytes][-1][1:]
+
+
+def measured(
+    folder: Path, probes: Probes, report: Report = lambda stage, done, total: None
+) -> Hardware:
+    """This machine; `folder` is where models lie, or will. Takes seconds.
+
+    `report` is called with (what is measured, how many such things are done, of how many). What
+    cannot be measured is typical, and in `assumed`.
+    """
+    report("Measuring the disk", 0, 4)
+    disk_speed = disk.read_bandwidth(folder)
+    report("Measuring memory reads", 1, 4)
+    ram_speed = probes.ram_bandwidth()
+    report("Measuring int8 arithmetic", 2, 4)
+    int8_ops = probes.int8_ops()
+    report("Measuring the GPUs", 3, 4)
+    cards = gpus.measure(gpus.look())
+    report("Measured this machine", 4, 4)
+    assumed = {
+        "disk_bandwidth": disk_speed is None,
+        "gpu.bandwidth": not all(gpu.bandwidth for gpu in cards),
+        "gpu.pcie": not all(gpu.pcie for gpu in cards),
+    }
+    return Hardware(
+        gpus=tuple(_with_speeds(gpu, gpu) for gpu in cards),
+        ram_total=memory.total_bytes(),
+        ram_available=memory.available_bytes(),
+        ram_bandwidth=ram_speed,
+        int8_ops=int8_ops,
+        threads=probes.threads,
+        cores=probes.cores,
+        numa_nodes=numa_nodes(),
+        isa=probes.isa,
+        disk_bandwidth=disk_speed or _DISK,
+        disk_free=disk.free_bytes(folder),
+        assumed=frozenset(name for name, holds in assumed.items() if holds),
+    )
+
+
+def _with_speeds(gpu: Gpu, measured: Gpu) -> Gpu:
+    """`gpu` with the speeds of `measured`, or with typical ones where it has none."""
+    (typical,) = _row(_CARDS, gpu.total)
+    return replace(gpu, bandwidth=measured.bandwidth or typical, pcie=measured.pcie or _PCIE)
+
+
+def refreshed(hardware: Hardware, seen: tuple[Gpu, ...], folder: Path) -> Hardware:
+    """A machine measured before, with what is free now; `seen`: its GPUs, just looked at."""
+    pairs = zip(seen, hardware.gpus, strict=True)
+    return replace(
+        hardware,
+        gpus=tuple(_with_speeds(now, before) for now, before in pairs),
+        ram_total=memory.total_bytes(),
+        ram_available=memory.available_bytes(),
+        disk_free=disk.free_bytes(folder),
+    )
+
+
+def numa_nodes(nodes: Path = Path("/sys/devices/system/node")) -> int:
+    """How many nodes hold memory; 1 where the system does not say."""
+    try:
+        parts = (nodes / "has_memory").read_text().strip().split(",")
+    except OSError:
+        return 1
+    ends = [part.split("-") for part in parts if part]
+    return max(1, sum(int(end[-1]) - int(end[0]) + 1 for end in ends))
+
+
+def to_json(hardware: Hardware) -> dict[str, Any]:
+    """All facts, as `from_json` takes them."""
+    return {**asdict(hardware), "assumed": sorted(hardware.assumed)}
+
+
+def from_json(facts: Any) -> Hardware:
+    """What `to_json` gave. Raises ValueError for anything else."""
+    try:
+        cards = tuple(_gpu_from_json(card) for card in facts["gpus"])
+        machine = {**facts, "gpus": cards, "assumed": frozenset(facts["assumed"])}
+        return Hardware(**_typed(Hardware, machine))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a machine: {error}") from error
+
+
+def _gpu_from_json(facts: Any) -> Gpu:
+    major, minor = facts["capability"]
+    return Gpu(**_typed(Gpu, {**facts, "capability": (int(major), int(minor))}))
+
+
+def _typed(kind: type[Hardware] | type[Gpu], facts: dict[str, Any]) -> dict[str, Any]:
+    """`facts`, once their types are those that the fields name."""
+    plain = {"int": (int,), "float": (int, float), "str": (str,)}
+    for name, annotation in kind.__annotations__.items():
+        if annotation in plain and type(facts[name]) not in plain[annotation]:
+            raise TypeError(name)
+    return facts

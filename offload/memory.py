@@ -1,4 +1,4 @@
-"""How much memory this process may still use: the machine's, or what its cgroup leaves.
+"""How much memory this process may use, and still may: the machine's, or what its cgroup leaves.
 
 Page cache counts as free, in a cgroup too: the kernel gives it up when memory is asked for. Not
 here: what the memory is used for.
@@ -38,6 +38,13 @@ def available_bytes() -> int:
     machine = int(psutil.virtual_memory().available)
     rooms = (room_in(folder, version) for version, folder in cgroup_folders())
     return min([machine, *(room for room in rooms if room is not None)])
+
+
+def total_bytes() -> int:
+    """The machine's memory, or the most that a cgroup lets this process have of it."""
+    machine = int(psutil.virtual_memory().total)
+    limits = (limit_of(folder, version) for version, folder in cgroup_folders())
+    return min([machine, *(limit for limit in limits if limit is not None)])
 
 
 def cgroup_folders(proc: Path = _PROC) -> list[tuple[int, Path]]:
@@ -93,12 +100,17 @@ def _upwards(mount: Path, root: str, place: str) -> list[Path]:
 def room_in(folder: Path, version: int) -> int | None:
     """Bytes that the cgroup in `folder` leaves; None where it sets no limit."""
     files = _VERSIONS[version]
-    limits = [_number(folder / name) for name in files.limits]
+    limit = limit_of(folder, version)
     used = _number(folder / files.used)
-    known = [limit for limit in limits if limit is not None]
-    if not known or used is None:
+    if limit is None or used is None:
         return None
-    return max(0, min(known) - used + _page_cache(folder / "memory.stat", files.cache))
+    return max(0, limit - used + _page_cache(folder / "memory.stat", files.cache))
+
+
+def limit_of(folder: Path, version: int) -> int | None:
+    """Bytes that the cgroup in `folder` may use at most; None where it sets no limit."""
+    found = (_number(folder / name) for name in _VERSIONS[version].limits)
+    return min((limit for limit in found if limit is not None), default=None)
 
 
 def _number(path: Path) -> int | None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from offload import memory
-from offload.memory import available_bytes, cgroup_folders, room_in
+from offload.memory import available_bytes, cgroup_folders, room_in, total_bytes
 
 GIB = 1 << 30
 
@@ -88,15 +88,16 @@ def test_a_root_cgroup_sets_no_limit(tmp_path: Path) -> None:
 
 
 def test_the_tightest_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = SimpleNamespace(available=64 * GIB)
+    free = SimpleNamespace(available=64 * GIB, total=128 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     outer = cgroup(tmp_path, memory__max=8 * GIB, memory__current=GIB)
     inner = cgroup(tmp_path / "inner", memory__max="max", memory__current=GIB)
     monkeypatch.setattr(memory, "cgroup_folders", lambda: [(2, inner), (2, outer)])
     assert available_bytes() == 7 * GIB
-    free.available = GIB
-    assert available_bytes() == GIB
+    assert total_bytes() == 8 * GIB
+    free.available = free.total = GIB
+    assert available_bytes() == total_bytes() == GIB
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < available_bytes() <= psutil.virtual_memory().total
+    assert 0 < available_bytes() <= total_bytes() <= psutil.virtual_memory().total
