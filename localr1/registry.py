@@ -1,22 +1,29 @@
 """The models known by name (models.toml), and what a MODEL argument means: a name or a path.
 
-Not here: reading the files (localr1.models) and fetching them.
+Not here: reading the files (localr1.models), what was fetched (localr1.store), fetching.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from localr1 import store
 from localr1.errors import ModelNotFound
+from localr1.store import Stored
 
 PACKAGE = Path(__file__).parent
 DEFAULT_MODEL = "tiny-r1"
+_QUANT = re.compile(  # as files call themselves: Q4_K_M, UD-Q2_K_XL, IQ4_XS, BF16
+    r"(?<![A-Za-z0-9])(?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4\w*|BF16|F16|F32)(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class ModelEntry:
 
     @property
     def path(self) -> Path | None:
-        """The file to open, or None while it is not on this machine."""
+        """The file to open for a model that is part of this package, else None."""
         kind, _, where = self.source.partition(":")
         path = PACKAGE / where / next(iter(self.files), "")
         return path if kind == "package" and path.is_file() else None
@@ -59,11 +66,15 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a MODEL argument means: the file or folder to open, its entry if any, its name."""
+    """What a MODEL argument means: the file or folder to open, its entry if any, its name.
+
+    `stored` is its place in the store of fetched models, None for a file that lies elsewhere.
+    """
 
     path: Path
     entry: ModelEntry | None
     name: str
+    stored: Stored | None = None
 
 
 @functools.cache
@@ -107,18 +118,26 @@ def _entry_named(text: str) -> ModelEntry | None:
 
 
 def resolve(model: str | Path) -> Resolved:
-    """The model that `model` names: a name or alias of models.toml, a .gguf file, or a folder.
+    """The model that `model` means, on this machine.
 
-    Raises `ModelNotFound` for an unknown name (with the nearest known one), for a path that holds
-    nothing, and for a known model whose files are not on this machine.
+    `NAME[:QUANT]` with a name or alias of models.toml, `hf:OWNER/REPO[:QUANT]`, a .gguf file, or a
+    folder. Raises `ModelNotFound` for an unknown name (with the nearest known one), for a path that
+    holds nothing, and for a model that was not fetched, or not all of it.
     """
     text = str(model)
-    for entry in entries().values():
-        if text.lower() in (entry.name, *entry.aliases):
-            return Resolved(_file_of(entry), entry, entry.name)
+    if _names_a_model(text):
+        entry, quant = parse(text)
+        if entry.files:
+            return Resolved(_part_of_the_package(entry), entry, entry.name)
+        return _fetched(entry.name, quant, entry)
+    if text.startswith("hf:"):
+        name, quant = split_hf(text)
+        return _fetched(name, quant, None)
     path = Path(text).expanduser()
     if text and path.exists():
-        return Resolved(path, None, path.resolve().stem if path.is_file() else path.resolve().name)
+        whole = path.resolve()
+        stored = store.at(whole.parent if whole.is_file() else whole)
+        return Resolved(path, None, whole.stem if whole.is_file() else whole.name, stored)
     if _looks_like_path(text):
         raise ModelNotFound(
             f"there is no file or folder {text}", "check the path, or `localr1 list`"
@@ -126,13 +145,62 @@ def resolve(model: str | Path) -> Resolved:
     raise ModelNotFound(f"no model is called {text!r}", _suggestion(text))
 
 
-def _file_of(entry: ModelEntry) -> Path:
+def split_hf(text: str) -> tuple[str, str | None]:
+    """`hf:OWNER/REPO[:QUANT or file]` as ("hf:OWNER/REPO", quant). Raises ModelNotFound."""
+    kind, _, rest = text.partition(":")
+    repo, _, quant = rest.partition(":")
+    owner, _, name = repo.partition("/")
+    if kind != store.HF or not (store.is_safe(owner) and store.is_safe(name)):
+        hint = "write hf:OWNER/REPO, or hf:OWNER/REPO:QUANT"
+        raise ModelNotFound(f"{text!r} does not name a repository of the hub", hint)
+    return f"{store.HF}:{repo}", quant or None
+
+
+def quant_of(file: str) -> str:
+    """The quant that a .gguf file's path in its repository speaks of ("Q4_K_M"), else its name."""
+    path = PurePosixPath(file)
+    for text in (path.name, path.parent.name):
+        if found := _QUANT.findall(text):
+            return str(found[-1]).upper()
+    return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+
+
+def _part_of_the_package(entry: ModelEntry) -> Path:
     if entry.path is None:
-        raise ModelNotFound(
-            f"the files of {entry.name} are not on this machine",
-            "give the path of its first .gguf file instead of its name",
-        )
+        hint = "they are part of localr1: install it again"
+        raise ModelNotFound(f"the files of {entry.name} are not on this machine", hint)
     return entry.path
+
+
+def _names_a_model(text: str) -> bool:
+    return _entry_named(text) is not None or _entry_named(text.rpartition(":")[0]) is not None
+
+
+def _fetched(name: str, quant: str | None, entry: ModelEntry | None) -> Resolved:
+    """The quant asked for, else the only one here, else the usual one, else the largest."""
+    found = store.stored_as(name)
+    whole = [stored for stored in found if stored.manifest.complete]
+    wanted = f"{name}:{quant}" if quant else name
+    if quant:
+        found, whole = ([s for s in some if _is_quant(s, quant)] for some in (found, whole))
+    if not whole:
+        hint = f"`localr1 pull {wanted}` fetches it"
+        if found:
+            hint = f"`localr1 pull {found[0].name}` goes on with it"
+            raise ModelNotFound(f"the download of {found[0].name} is not complete", hint)
+        raise ModelNotFound(f"{wanted} is not on this machine", hint)
+    usual = entry.default_quant if entry else ""
+    best = max(whole, key=lambda stored: (stored.manifest.quant == usual, stored.nbytes))
+    if best.missing:
+        hint = f"`localr1 pull {best.name}` fetches it again"
+        raise ModelNotFound(f"{best.missing[0]} of {best.name} is missing or cut short", hint)
+    return Resolved(best.path, entry, best.name, best)
+
+
+def _is_quant(stored: Stored, quant: str) -> bool:
+    """Whether `quant`, a quant or a file's name, means this one."""
+    wanted = quant_of(quant) if quant.endswith(".gguf") else quant
+    return stored.manifest.quant.lower() == wanted.lower()
 
 
 def _looks_like_path(text: str) -> bool:

@@ -20,7 +20,12 @@ HELP_SECONDS = 0.3
 ORDER = [
     ["cpu_experts", "offload", "localr1.errors", "localr1.events"],
     ["localr1.sizes"],
-    ["localr1.registry", "localr1.settings", "localr1.progress"],
+    ["localr1.settings", "localr1.progress"],
+    ["localr1.store"],
+    ["localr1.registry"],
+    ["localr1.repository"],
+    ["localr1.hub"],
+    ["localr1.download"],
     ["localr1.models"],
     ["localr1.engine"],
     ["localr1.chat"],
