@@ -16,7 +16,7 @@ class Progress:
     stage: str
     done: int
     total: int
-    unit: Literal["tokens", "bytes", "kernels"]
+    unit: Literal["tokens", "bytes", "kernels", "steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,14 @@ class GenerationStats:
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """The model has written the same passage of `tokens` tokens several times in a row."""
+
+    tokens: int
+    in_reasoning: bool
+
+
 FinishReason: TypeAlias = Literal["stop", "length", "context", "interrupted"]
 
 
@@ -69,4 +77,4 @@ class Done:
     stats: GenerationStats
 
 
-Event: TypeAlias = Progress | Reasoning | Content | Done
+Event: TypeAlias = Progress | Reasoning | Content | Repetition | Done

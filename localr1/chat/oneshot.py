@@ -8,28 +8,17 @@ from __future__ import annotations
 import os
 import sys
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
 
-from localr1.chat.session import Model, Session
-from localr1.chat.signals import stop_on_interrupt
+from localr1.chat.session import Session
+from localr1.chat.signals import handle_keys
 from localr1.chat.views import JsonView, PlainView, RichView, View, play
 from localr1.errors import CONTEXT_FULL, INTERRUPTED
-
-if TYPE_CHECKING:
-    from localr1.engine.sampler import SamplingParams
 
 _BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 _CODES = {"stop": 0, "length": 0, "context": CONTEXT_FULL, "interrupted": INTERRUPTED}
 
 
-def run(
-    llm: Model,
-    prompt: str,
-    *,
-    system: str | None = None,
-    params: SamplingParams | None = None,
-    json_lines: bool = False,
-) -> int:
+def run(session: Session, prompt: str, *, json_lines: bool = False) -> int:
     """Answer `prompt` on stdout; returns the exit code.
 
     0 the answer is there, also when `max_tokens` cut it; 6 the context filled up on the way; 130
@@ -38,11 +27,10 @@ def run(
     Raises:
         LocalR1Error: `prompt` is blank, or (ContextFull) it leaves no room for an answer.
     """
-    session = Session(llm, system, params)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale may lack the answer's letters
     try:
-        with stop_on_interrupt(session.stop):
+        with handle_keys(session.stop, session.answer_now):
             done = play(_view(session, json_lines), session.reply(prompt))
     except KeyboardInterrupt:
         return INTERRUPTED

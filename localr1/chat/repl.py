@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from localr1.chat import oneshot
 from localr1.chat.commands import Chat, dispatch
-from localr1.chat.session import Model, Session
-from localr1.chat.signals import SecondInterrupt, no_echo, stop_on_interrupt
+from localr1.chat.session import Session
+from localr1.chat.signals import SecondInterrupt, handle_keys, no_echo
 from localr1.chat.terminal import clean
 from localr1.chat.views import RichView, ThinkMode, play
 from localr1.errors import INTERRUPTED, USAGE, LocalR1Error
@@ -24,19 +24,11 @@ if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings
 
-    from localr1.engine.sampler import SamplingParams
-
 _BLOCK = '"""'
 _TWICE_SECONDS = 1.0
 
 
-def chat(
-    llm: Model,
-    *,
-    system: str | None = None,
-    params: SamplingParams | None = None,
-    think: ThinkMode = "show",
-) -> int:
+def chat(session: Session, *, think: ThinkMode = "show") -> int:
     """Talk until the user leaves; returns the exit code (130 after Ctrl-C twice).
 
     Without a terminal to read from, what stdin holds is one message and its answer goes to stdout.
@@ -46,12 +38,12 @@ def chat(
     """
     if not sys.stdin.isatty():
         text = sys.stdin.buffer.read().decode("utf-8", "replace")
-        return oneshot.run(llm, text, system=system, params=params)
+        return oneshot.run(session, text)
     if not sys.stdout.isatty():
         hint = 'localr1 run MODEL "a question" writes the answer to stdout'
         raise LocalR1Error("the chat needs a terminal to write to", hint, USAGE)
-    state = Chat(Session(llm, system, params), say=print, think=think)
-    print(f"{clean(llm.name)}   /help lists commands, Ctrl-D leaves")
+    state = Chat(session, say=print, think=think)
+    print(f"{clean(session.llm.name)}   /help lists commands, Ctrl-D leaves")
     read = _reader()
     while not state.leaving:
         try:
@@ -92,7 +84,7 @@ def _answer(state: Chat, text: str) -> None:
         think=state.think,
     )
     try:
-        with stop_on_interrupt(session.stop), no_echo():
+        with handle_keys(session.stop, session.answer_now), no_echo():
             done = play(view, session.reply(text))
             if done.finish_reason == "interrupted":
                 state.stopped_at = time.monotonic()

@@ -1,4 +1,5 @@
-"""Ctrl-C while the model writes: once ends the answer at the next token, twice ends the program.
+"""Keys while the model writes: Ctrl-C ends the answer at the next token, twice the program;
+Ctrl-\\ closes the thought.
 
 Signals only, the terminal stays in its normal mode, so this also works for `kill -INT`.
 """
@@ -18,8 +19,9 @@ class SecondInterrupt(KeyboardInterrupt):
 
 
 @contextmanager
-def stop_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at the first SIGINT; raise `SecondInterrupt` at the second.
+def handle_keys(stop: Callable[[], None], answer_now: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at the first SIGINT, raise `SecondInterrupt` at the second; `answer_now` at each
+    SIGQUIT.
 
     Only the main thread gets signals; elsewhere this does nothing.
     """
@@ -35,11 +37,21 @@ def stop_on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
         asked = True
         stop()
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    with _handler("SIGINT", on_interrupt), _handler("SIGQUIT", lambda *_: answer_now()):
+        yield
+
+
+@contextmanager
+def _handler(name: str, function: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    number = getattr(signal, name, None)
+    if number is None:  # Windows knows no SIGQUIT
+        yield
+        return
+    before = signal.signal(number, function)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 @contextmanager

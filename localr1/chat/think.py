@@ -42,6 +42,11 @@ class ThinkSplitter:
         """What was held back, now that no more text comes."""
         return self._split(self._held, last=True)
 
+    def reopen(self) -> None:
+        """Take the closing tag back: what comes next belongs to the thought again."""
+        self._enter("thought")
+        self._trim, self._held = False, ""
+
     def _split(self, text: str, last: bool) -> list[Reasoning | Content]:
         self._held = ""
         if self._phase == "start":

@@ -21,7 +21,7 @@ from localr1.chat.terminal import (
     duration,
     short,
 )
-from localr1.events import Content, Done, Event, GenerationStats, Progress, Reasoning
+from localr1.events import Content, Done, Event, GenerationStats, Progress, Reasoning, Repetition
 
 ThinkMode = Literal["show", "hide"]
 ENDINGS = {
@@ -135,6 +135,8 @@ class RichView:
             self._show_reasoning(event.text)
         elif isinstance(event, Content):
             self._show_content(event.text)
+        elif isinstance(event, Repetition):
+            self._show_repetition(event)
         else:
             self._show_done(event)
 
@@ -175,6 +177,12 @@ class RichView:
             self._erase()
             self._phase = "answer"
         self._write(self._out, clean(text))
+
+    def _show_repetition(self, event: Repetition) -> None:
+        self._erase()
+        if not self._ends_line:
+            self._write(self._chrome, "\n")
+        self._line(repetition_line(event))
 
     def _show_done(self, event: Done) -> None:
         self._end_thought()
@@ -235,3 +243,10 @@ def stats_line(done: Done, max_context: int) -> str:
         ENDINGS[done.finish_reason],
     ]
     return "  " + "   ".join(part for part in parts if part)
+
+
+def repetition_line(event: Repetition) -> str:
+    """What goes wrong, and the keys that help."""
+    if event.in_reasoning:
+        return "The thought goes round in circles: Ctrl-\\ answers now, Ctrl-C stops"
+    return "The answer repeats itself: Ctrl-C stops"

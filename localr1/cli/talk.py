@@ -32,8 +32,18 @@ from localr1.cli.base import (
 from localr1.errors import USAGE, LocalR1Error
 
 if TYPE_CHECKING:
-    from localr1.engine.sampler import SamplingParams
+    from localr1.chat.session import Session
     from localr1.llm import LLM
+    from localr1.settings import Settings
+
+ThinkBudget = Annotated[
+    int | None, typer.Option(help="Close a thought after this many tokens; 0: no thought.")
+]
+ThinkMore = Annotated[
+    int | None,
+    typer.Option(help="Make the model go on thinking this many times when it wants to stop."),
+]
+NoThink = Annotated[bool, typer.Option("--no-think", help="Answer without a thought.")]
 
 
 @app.command()
@@ -50,6 +60,9 @@ def chat(
     max_tokens: MaxTokens = None,
     stop: Stop = None,
     system: System = None,
+    think_budget: ThinkBudget = None,
+    think_more: ThinkMore = None,
+    no_think: NoThink = False,
     context: Context = None,
     threads: Threads = None,
     residency: Residency = None,
@@ -76,6 +89,9 @@ def run(
     max_tokens: MaxTokens = None,
     stop: Stop = None,
     system: System = None,
+    think_budget: ThinkBudget = None,
+    think_more: ThinkMore = None,
+    no_think: NoThink = False,
     context: Context = None,
     threads: Threads = None,
     residency: Residency = None,
@@ -105,23 +121,22 @@ def _piped() -> str:
 def _answer_once(flags: dict[str, Any], prompt: str, as_json: bool) -> int:
     if not prompt:
         raise LocalR1Error("there is nothing to answer", "add a prompt, or pipe text in", USAGE)
-    llm, params, system = _load(flags)
+    llm, settings = _load(flags)
     from localr1.chat import oneshot
 
-    return oneshot.run(llm, prompt, system=system, params=params, json_lines=as_json)
+    return oneshot.run(_session(llm, settings, flags), prompt, json_lines=as_json)
 
 
 def _converse(flags: dict[str, Any]) -> int | None:
-    llm, params, system = _load(flags)
+    llm, settings = _load(flags)
     from localr1.chat import repl
 
-    return repl.chat(llm, system=system, params=params)
+    return repl.chat(_session(llm, settings, flags))
 
 
-def _load(flags: dict[str, Any]) -> tuple[LLM, SamplingParams, str | None]:
-    """Load the model that the flags name; how it is to sample, and the system prompt."""
+def _load(flags: dict[str, Any]) -> tuple[LLM, Settings]:
+    """Load the model that the flags name; the settings that hold for it."""
     settings = settings_of(flags)
-    from localr1.engine.sampler import SamplingParams
     from localr1.progress import ProgressLine
 
     with ProgressLine(sys.stderr) as progress:
@@ -132,6 +147,17 @@ def _load(flags: dict[str, Any]) -> tuple[LLM, SamplingParams, str | None]:
             residency=str(settings["residency"]),
             progress=progress.show,
         )
+    return llm, settings
+
+
+def _session(llm: LLM, settings: Settings, flags: dict[str, Any]) -> Session:
+    """An empty conversation: how it samples, how long it thinks, and its system prompt."""
+    from localr1.chat.session import Session
+    from localr1.chat.thinking import Thinking
+    from localr1.engine.sampler import SamplingParams
+
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
     sampling = {name: settings[name] for name in names}
-    return llm, SamplingParams(**sampling, stop=tuple(flags["stop"] or ())), settings["system"]
+    params = SamplingParams(**sampling, stop=tuple(flags["stop"] or ()))
+    budget = 0 if flags["no_think"] else settings["think_budget"]
+    return Session(llm, settings["system"], params, Thinking(budget, settings["think_more"]))

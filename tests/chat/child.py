@@ -33,22 +33,14 @@ SCRIPTS = {
 
 
 def main(mode: str, script: str, delay: str = "0", report: str = "") -> int:
-    llm = FakeLLM(SCRIPTS[script], delay=float(delay))
+    session = Session(FakeLLM(SCRIPTS[script], delay=float(delay)))
     if mode != "chat":
-        return oneshot.run(llm, "sum", json_lines=mode == "json")
-    sessions = []
-
-    class Recorded(Session):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments)
-            sessions.append(self)
-
-    repl.Session = Recorded
+        return oneshot.run(session, "sum", json_lines=mode == "json")
     try:
-        return repl.chat(llm)
+        return repl.chat(session)
     finally:
         if report:
-            messages = [asdict(m) for s in sessions for m in s.transcript.messages]
+            messages = [asdict(message) for message in session.transcript.messages]
             with open(report, "w", encoding="utf-8") as file:
                 json.dump(messages, file)
 

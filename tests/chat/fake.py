@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from localr1.engine.sampler import SamplingParams
 from localr1.events import FinishReason, GenerationStats, Progress
 
 
@@ -22,6 +23,9 @@ class FakeTokenizer:
             self.tokens.append(raw)
         return self.tokens.index(raw)
 
+    def encode(self, text: str) -> list[int]:
+        return [self.id(text)]
+
     def token_bytes(self, token: int) -> bytes:
         return self.tokens[token]
 
@@ -29,8 +33,13 @@ class FakeTokenizer:
 class FakeTemplate:
     """One id per message; remembers what it was asked to render."""
 
-    def __init__(self, in_reasoning: bool) -> None:
+    source = "fake"
+    reasons = True
+
+    def __init__(self, in_reasoning: bool, tokenizer: FakeTokenizer) -> None:
         self.in_reasoning = in_reasoning
+        self.think_open_ids = tokenizer.encode("<think>")
+        self.think_close_ids = tokenizer.encode("</think>")
         self.rendered: list[list[tuple[str, str]]] = []
 
     def encode(self, messages: Sequence, add_generation_prompt: bool = True) -> SimpleNamespace:
@@ -56,8 +65,10 @@ class FakeEngine:
         self.stats = GenerationStats()
         self.finish_reason: FinishReason = "stop"
         self.closed = 0
+        self.read: list[list[int]] = []
 
     def stream(self, ids: Sequence[int], params: object) -> Iterator[Progress | int]:
+        self.read.append(list(ids))
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         written, began = 0, time.perf_counter()
         try:
@@ -108,8 +119,8 @@ class FakeLLM:
 
     def __post_init__(self) -> None:
         self.engine = FakeEngine(self.scripts, self.tokenizer, self.delay)
-        self.template = FakeTemplate(self.in_reasoning)
-        self.sampling = SimpleNamespace(stop=self.stop)
+        self.template = FakeTemplate(self.in_reasoning, self.tokenizer)
+        self.sampling = SamplingParams(stop=self.stop)
 
 
 SUM = ["347", " + ", "586", "\n", "= 933", "\n", "</think>", "\n\n", "It is ", "**933**", "."]

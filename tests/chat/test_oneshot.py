@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from localr1.chat import oneshot
+from localr1.chat.session import Session
 from localr1.errors import CONTEXT_FULL, ContextFull, LocalR1Error
 from tests.chat.child import SCRIPTS
 from tests.chat.fake import FakeLLM
@@ -25,12 +26,12 @@ def child(*arguments: str, **options: object) -> subprocess.Popen[str]:
 
 
 def test_stdout_is_the_answer_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
-    assert oneshot.run(FakeLLM(SCRIPTS["reading"]), "sum") == 0
+    assert oneshot.run(Session(FakeLLM(SCRIPTS["reading"])), "sum") == 0
     assert capfd.readouterr() == ("It is **933**.\n", "")
 
 
 def test_json_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    assert oneshot.run(FakeLLM(SCRIPTS["reading"]), "sum", json_lines=True) == 0
+    assert oneshot.run(Session(FakeLLM(SCRIPTS["reading"])), "sum", json_lines=True) == 0
     out, err = capfd.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["type"] for event in events[:2]] == ["progress", "progress"]
@@ -39,16 +40,16 @@ def test_json_lines(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_full_context_is_exit_code_6(capfd: pytest.CaptureFixture[str]) -> None:
-    assert oneshot.run(FakeLLM(SCRIPTS["cut"]), "sum") == CONTEXT_FULL
+    assert oneshot.run(Session(FakeLLM(SCRIPTS["cut"])), "sum") == CONTEXT_FULL
     assert capfd.readouterr().out == "It is \n"
     with pytest.raises(ContextFull) as caught:
-        oneshot.run(FakeLLM(SCRIPTS["full"]), "sum")
+        oneshot.run(Session(FakeLLM(SCRIPTS["full"])), "sum")
     assert caught.value.code == CONTEXT_FULL
 
 
 def test_a_blank_prompt_is_refused() -> None:
     with pytest.raises(LocalR1Error, match="empty"):
-        oneshot.run(FakeLLM(SCRIPTS["sum"]), " ")
+        oneshot.run(Session(FakeLLM(SCRIPTS["sum"])), " ")
 
 
 def test_ctrl_c_keeps_what_was_written_and_exits_130() -> None:

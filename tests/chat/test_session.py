@@ -11,7 +11,7 @@ import time
 import pytest
 
 from localr1.chat.session import Session
-from localr1.chat.signals import SecondInterrupt, stop_on_interrupt
+from localr1.chat.signals import SecondInterrupt, handle_keys
 from localr1.chat.transcript import Message, Transcript
 from localr1.errors import USAGE, ContextFull, LocalR1Error
 from localr1.events import Content, Done, Progress, Reasoning
@@ -202,7 +202,7 @@ def test_ctrl_c_at_random_moments_keeps_the_history_whole() -> None:
     session = Session(FakeLLM([[READING, *SUM]], delay=0.0005))
     for _ in range(30):
         presses = Presses(session, 1, moments.uniform(0, 0.01))
-        with stop_on_interrupt(presses.stop):
+        with handle_keys(presses.stop, session.answer_now):
             presses.start()
             shown = list(session.reply("sum"))
             presses.join()
@@ -218,7 +218,7 @@ def test_twice_ctrl_c_at_random_moments_raises_and_keeps_the_history_whole() -> 
     for _ in range(20):
         session = Session(FakeLLM([["thought ", *SUM]], delay=0.005))
         presses = Presses(session, 2, moments.uniform(0, 0.02))
-        with pytest.raises(SecondInterrupt), stop_on_interrupt(presses.stop):
+        with pytest.raises(SecondInterrupt), handle_keys(presses.stop, session.answer_now):
             presses.start()
             list(session.reply("sum"))
             time.sleep(10)  # the first press has ended the reply; the second ends this

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 import localr1
+from localr1.chat.session import Session
+from localr1.chat.thinking import ENOUGH, WAIT, Thinking
 from localr1.events import Content, Reasoning
 
 QUESTION = "What is 347 + 586?"
@@ -84,3 +86,20 @@ def test_a_marker_in_a_question_is_text(llm: localr1.LLM) -> None:
     reply = llm.chat(params=greedy(llm)).reply("</think> <｜Assistant｜> 5 + 5")
     assert isinstance(next(reply), Reasoning)  # the thought was not closed by the question
     reply.close()
+
+
+def test_thinking_control_on_real_tokens(llm: localr1.LLM) -> None:
+    def ask(**thinking: int) -> tuple[str, localr1.GenerationStats]:
+        session = Session(llm, params=greedy(llm, max_tokens=600), thinking=Thinking(**thinking))
+        stats = list(session.reply(QUESTION))[-1].stats
+        return session.transcript.messages[-1].reasoning, stats
+
+    thought, free = ask()
+    cut, short = ask(budget=20)
+    assert cut.endswith(ENOUGH) and thought.startswith(cut.removesuffix(ENOUGH))
+    assert short.reasoning_tokens < 20 + 60  # the sentence takes many tokens of so small a model
+    assert ask(budget=0)[0] == ""
+    longer, more = ask(more=1)
+    assert longer.startswith(thought + WAIT)
+    assert more.reasoning_tokens > free.reasoning_tokens
+    assert more.prompt_tokens == short.prompt_tokens == free.prompt_tokens
