@@ -29,7 +29,7 @@ from localr1.repository import Listing, RemoteFile
 
 # httpx or httpx2, as the version of huggingface_hub has it: the base of all that may go wrong with
 # a connection. Both libraries' timeouts, resets and refusals are below it.
-HTTP_ERROR = HfHubHTTPError.__bases__[0]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 PASSING = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may be gone in a moment
 _LIST_SECONDS = 30.0
 
@@ -92,7 +92,7 @@ def may_pass(error: Exception) -> bool:
     """Whether to ask again: a broken connection, or a server that has no time just now."""
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code in PASSING
-    return isinstance(error, HTTP_ERROR)
+    return isinstance(error, (HTTP_ERROR, ConnectionError))
 
 
 def explained(error: Exception, repo: str) -> LocalR1Error:
