@@ -30,6 +30,7 @@ from localr1.repository import Listing, RemoteFile
 # httpx or httpx2, as the version of huggingface_hub has it: the base of all that may go wrong with
 # a connection. Both libraries' timeouts, resets and refusals are below it.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+constants.HF_HUB_DISABLE_TELEMETRY = True  # a download tells nobody what else runs here
 PASSING = frozenset({408, 429, 500, 502, 503, 504})  # statuses that may be gone in a moment
 _LIST_SECONDS = 30.0
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from localr1 import store
-from localr1.errors import ModelNotFound
+from localr1.errors import LocalR1Error, ModelNotFound
 from localr1.store import Stored
 
 PACKAGE = Path(__file__).parent
@@ -125,24 +125,52 @@ def resolve(model: str | Path) -> Resolved:
     holds nothing, and for a model that was not fetched, or not all of it.
     """
     text = str(model)
-    if _names_a_model(text):
-        entry, quant = parse(text)
-        if entry.files:
+    named = _named(text)
+    if named is not None:
+        name, quant, entry = named
+        if entry is not None and entry.files:
             return Resolved(_part_of_the_package(entry), entry, entry.name)
-        return _fetched(entry.name, quant, entry)
-    if text.startswith("hf:"):
-        name, quant = split_hf(text)
-        return _fetched(name, quant, None)
+        return _fetched(name, quant, entry)
     path = Path(text).expanduser()
     if text and path.exists():
         whole = path.resolve()
         stored = store.at(whole.parent if whole.is_file() else whole)
         return Resolved(path, None, whole.stem if whole.is_file() else whole.name, stored)
-    if _looks_like_path(text):
-        raise ModelNotFound(
-            f"there is no file or folder {text}", "check the path, or `localr1 list`"
-        )
-    raise ModelNotFound(f"no model is called {text!r}", _suggestion(text))
+    raise _unknown(text)
+
+
+def name_of(text: str) -> tuple[str, str | None, ModelEntry | None]:
+    """What is to be fetched or removed: name in the store, quant if one is named, entry if any.
+
+    Raises `ModelNotFound` for what has no name, `LocalR1Error` for a path: it is the user's own.
+    """
+    named = _named(text)
+    if named is not None:
+        return named
+    if text and Path(text).expanduser().exists():
+        hint = "fetched and removed are only models with a name: `localr1 list`"
+        raise LocalR1Error(f"{text} is a file of yours", hint)
+    raise _unknown(text)
+
+
+def here(name: str, quant: str | None) -> list[Stored]:
+    """What the store holds of a model, complete or not; `quant` may be a .gguf file's name."""
+    found = store.stored_as(name)
+    return [stored for stored in found if not quant or _is_quant(stored, quant)]
+
+
+def is_known(text: str) -> bool:
+    """Whether models.toml has this name, or this NAME of NAME:QUANT."""
+    return _entry_named(text) is not None or _entry_named(text.rpartition(":")[0]) is not None
+
+
+def _named(text: str) -> tuple[str, str | None, ModelEntry | None] | None:
+    if is_known(text):
+        entry, quant = parse(text)
+        return entry.name, quant, entry
+    if text.startswith(f"{store.HF}:"):
+        return *split_hf(text), None
+    return None
 
 
 def split_hf(text: str) -> tuple[str, str | None]:
@@ -162,7 +190,12 @@ def quant_of(file: str) -> str:
     for text in (path.name, path.parent.name):
         if found := _QUANT.findall(text):
             return str(found[-1]).upper()
-    return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+    return stem_of(file)
+
+
+def stem_of(file: str) -> str:
+    """The name of a .gguf file without its part's number."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", PurePosixPath(file).stem)
 
 
 def _part_of_the_package(entry: ModelEntry) -> Path:
@@ -172,17 +205,11 @@ def _part_of_the_package(entry: ModelEntry) -> Path:
     return entry.path
 
 
-def _names_a_model(text: str) -> bool:
-    return _entry_named(text) is not None or _entry_named(text.rpartition(":")[0]) is not None
-
-
 def _fetched(name: str, quant: str | None, entry: ModelEntry | None) -> Resolved:
     """The quant asked for, else the only one here, else the usual one, else the largest."""
-    found = store.stored_as(name)
+    found = here(name, quant)
     whole = [stored for stored in found if stored.manifest.complete]
     wanted = f"{name}:{quant}" if quant else name
-    if quant:
-        found, whole = ([s for s in some if _is_quant(s, quant)] for some in (found, whole))
     if not whole:
         hint = f"`localr1 pull {wanted}` fetches it"
         if found:
@@ -199,8 +226,17 @@ def _fetched(name: str, quant: str | None, entry: ModelEntry | None) -> Resolved
 
 def _is_quant(stored: Stored, quant: str) -> bool:
     """Whether `quant`, a quant or a file's name, means this one."""
-    wanted = quant_of(quant) if quant.endswith(".gguf") else quant
-    return stored.manifest.quant.lower() == wanted.lower()
+    ours = stored.manifest.quant
+    return ours.lower() == quant.lower() or (
+        quant.endswith(".gguf") and ours in (quant_of(quant), stem_of(quant))
+    )
+
+
+def _unknown(text: str) -> ModelNotFound:
+    if _looks_like_path(text):
+        hint = "check the path, or `localr1 list`"
+        return ModelNotFound(f"there is no file or folder {text}", hint)
+    return ModelNotFound(f"no model is called {text!r}", _suggestion(text))
 
 
 def _looks_like_path(text: str) -> bool:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from localr1.errors import USAGE, BadFile, LocalR1Error, ModelNotFound
-from localr1.registry import quant_of
+from localr1.registry import quant_of, stem_of
 
+FOLDER = "folder"  # the quant of a model that is a HF folder
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 # What an HF folder needs to be opened; the rest of a repository is pictures, code and cards.
 _FOLDER_FILES = re.compile(r".*\.(safetensors|json|jinja)|tokenizer\.model|merges\.txt|LICENSE.*")
@@ -50,35 +51,34 @@ def matching(found: Listing, pattern: str) -> tuple[RemoteFile, ...]:
 
 
 def chosen(found: Listing, wanted: str | None) -> tuple[str, tuple[RemoteFile, ...]]:
-    """The quant that `wanted` (a quant, a .gguf file, nothing) means in any repository: its files.
+    """The quant that `wanted` (a quant, a .gguf file, None) means in any repository: its files.
 
-    Nothing means Q4_K_M, or the only one there is, or the HF folder where there is no .gguf file.
+    None means Q4_K_M, or the only one there is, or the HF folder where there is no .gguf file.
+    A quant that several files share is called by the file's name.
     """
     quants: dict[str, list[RemoteFile]] = {}
     for file in found.files:
         if file.path.endswith(".gguf") and "mmproj" not in file.name:
             quants.setdefault(quant_of(file.path), []).append(file)
-    if not quants and wanted is None:
-        return "folder", _folder(found)
-    if wanted is not None and wanted.endswith(".gguf"):
-        named = [file for file in found.files if wanted in (file.path, file.name)]
-        files = [f for file in named for f in quants.get(quant_of(file.path), []) if _kin(f, file)]
-        return quant_of(wanted), _whole(found, tuple(files), wanted)
+    if wanted == FOLDER or (wanted is None and not quants):
+        return FOLDER, _folder(found)
+    for label, files in quants.items():
+        named = {f.path for f in files if wanted in (f.path, f.name, stem_of(f.name))}
+        if named:
+            stems = {_SHARD.sub("", path) for path in named}
+            kin = [file for file in files if _SHARD.sub("", file.path) in stems]
+            alone = len(kin) == len(files)
+            return label if alone else stem_of(kin[0].name), _whole(found, tuple(kin), str(wanted))
     by_name = {quant.upper(): quant for quant in quants}
-    label = by_name.get((wanted or "Q4_K_M").upper())
-    if label is None and wanted is None and len(quants) == 1:
+    label = by_name.get((wanted or "Q4_K_M").upper(), "")
+    if not label and wanted is None and len(quants) == 1:
         label = next(iter(quants))
-    if label is None:
+    if not label:
         known = f"it holds {', '.join(sorted(quants)) or 'no .gguf file'}"
         if wanted is None:
             raise LocalR1Error(f"{found.repo} holds several models: name one", known, USAGE)
         raise ModelNotFound(f"{found.repo} holds nothing called {wanted!r}", known)
     return label, _whole(found, tuple(quants[label]), label)
-
-
-def _kin(one: RemoteFile, other: RemoteFile) -> bool:
-    """Whether two files are parts of the same model."""
-    return _SHARD.sub("", one.path) == _SHARD.sub("", other.path)
 
 
 def _folder(found: Listing) -> tuple[RemoteFile, ...]:

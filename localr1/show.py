@@ -1,4 +1,4 @@
-"""What `localr1 list` and `localr1 show` say about models: facts gathered once, then text or JSON.
+"""What `localr1 show` says about a model that is here: facts gathered once, then text or JSON.
 
 Reads headers only, never the weights, so it answers at once for a model of any size.
 """
@@ -13,18 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from localr1.errors import LocalR1Error
+from localr1.errors import LocalR1Error, Unsupported
+from localr1.listing import size
 from localr1.models.ggml_types import type_name
 from localr1.models.gguf import GGUFFile
 from localr1.models.source import Source, open_source, read_config
-from localr1.registry import ModelEntry, Resolved, entries
-
-_MIB, _GIB = 1 << 20, 1 << 30
-
-
-def size(nbytes: int) -> str:
-    """`15.99 MiB`, `376.65 GiB`."""
-    return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB else f"{nbytes / _MIB:.2f} MiB"
+from localr1.registry import Resolved
 
 
 def count(number: int) -> str:
@@ -35,53 +29,40 @@ def count(number: int) -> str:
     return f"{number / 1e3:.1f} K"
 
 
-def listing() -> list[dict[str, Any]]:
-    """The known models, one record each; `path` and `bytes` are null while it is not here."""
-    return [_listed(entry) for entry in entries().values()]
-
-
-def _listed(entry: ModelEntry) -> dict[str, Any]:
-    path = entry.path
-    return {
-        "name": entry.name,
-        "aliases": list(entry.aliases),
-        "title": entry.title,
-        "licence": entry.licence,
-        "path": str(path) if path else None,
-        "bytes": sum(path.with_name(name).stat().st_size for name in entry.files) if path else None,
-    }
-
-
-def listing_text(models: list[dict[str, Any]]) -> str:
-    """The records of `listing` as a table."""
-    rows = [("NAME", "SIZE", "LICENCE", "WHAT IT IS")]
-    for model in models:
-        here = size(model["bytes"]) if model["bytes"] is not None else "not here"
-        rows.append((model["name"], here, model["licence"], model["title"]))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=False)] for row in rows]
-    return "\n".join("  ".join([*cells, row[3]]) for cells, row in zip(padded, rows, strict=True))
-
-
 def facts(model: Resolved) -> dict[str, Any]:
-    """Everything `show` knows of a model, as JSON types. Raises what opening its files raises."""
+    """Everything `show` knows of a model, as JSON types. Raises what opening its files raises.
+
+    `config` is null for an architecture that cannot be run; `unsupported` then says so.
+    """
     source = open_source(model.path)
-    config = read_config(source)
+    config, unsupported = _config(source)
     metadata = source.metadata if isinstance(source, GGUFFile) else {}
     entry, formats = model.entry, _formats(source)
+    stored = model.stored.manifest if model.stored else None
+    licence = stored.licence if stored else metadata.get("general.license", "")
     return {
         "name": model.name,
         "title": entry.title if entry else metadata.get("general.name", ""),
         "path": str(source.path),
         "bytes": source.nbytes,
         "parameters": sum(row["parameters"] for row in formats),
-        "licence": entry.licence if entry else metadata.get("general.license", ""),
+        "licence": entry.licence if entry else licence,
+        "repository": stored.repo if stored else None,
+        "commit": stored.commit if stored else None,
         "sampling": dict(entry.sampling) if entry else {},
         "chat_template": _has_template(source),
         "formats": formats,
-        "config": asdict(config),
+        "config": config,
+        "unsupported": unsupported,
         "card": _card(source.path),
     }
+
+
+def _config(source: Source) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        return asdict(read_config(source)), None
+    except Unsupported as error:
+        return None, str(error)
 
 
 def _formats(source: Source) -> list[dict[str, Any]]:
@@ -125,19 +106,13 @@ def _card(path: Path) -> str:
 
 def facts_text(model: dict[str, Any]) -> str:
     """The facts for a person."""
-    config, rope = model["config"], model["config"]["rope"]
-    stretched = f" (YaRN, {rope['factor']:g} times {rope['original_context']:,})"
+    config = model["config"]
     rows = {
         "file": model["path"],
+        "from": f"{model['repository']} at {model['commit'][:12]}" if model["repository"] else "",
         "size": f"{size(model['bytes'])}, {count(model['parameters'])} parameters",
         "licence": model["licence"] or "not stated",
-        "architecture": f"{config['architecture']}, {config['n_layers']} layers"
-        + (f" and {config['n_mtp_layers']} MTP" if config["n_mtp_layers"] else "")
-        + f", hidden size {config['hidden_size']:,}, {config['n_heads']} heads",
-        "experts": f"{config['n_routed_experts']} routed, {config['n_experts_per_tok']} a token,"
-        f" {config['n_shared_experts']} shared; first {config['n_dense_layers']} layers dense",
-        "context": f"{config['max_context']:,} tokens" + (stretched if rope["factor"] > 1 else ""),
-        "vocabulary": f"{config['vocab_size']:,} tokens",
+        **(_shape(config) if config else {"not run": model["unsupported"]}),
         "template": "its own" if model["chat_template"] else "none in the file",
         "sampling": ", ".join(f"{name} {value:g}" for name, value in model["sampling"].items()),
         "formats": "\n".join(_format_line(row) for row in model["formats"]),
@@ -149,6 +124,21 @@ def facts_text(model: dict[str, Any]) -> str:
         if text
     ]
     return "\n".join([head, *body, *(["", model["card"]] if model["card"] else [])])
+
+
+def _shape(config: dict[str, Any]) -> dict[str, str]:
+    """The lines about an architecture that can be run."""
+    rope = config["rope"]
+    stretched = f" (YaRN, {rope['factor']:g} times {rope['original_context']:,})"
+    return {
+        "architecture": f"{config['architecture']}, {config['n_layers']} layers"
+        + (f" and {config['n_mtp_layers']} MTP" if config["n_mtp_layers"] else "")
+        + f", hidden size {config['hidden_size']:,}, {config['n_heads']} heads",
+        "experts": f"{config['n_routed_experts']} routed, {config['n_experts_per_tok']} a token,"
+        f" {config['n_shared_experts']} shared; first {config['n_dense_layers']} layers dense",
+        "context": f"{config['max_context']:,} tokens" + (stretched if rope["factor"] > 1 else ""),
+        "vocabulary": f"{config['vocab_size']:,} tokens",
+    }
 
 
 def _format_line(row: dict[str, Any]) -> str:

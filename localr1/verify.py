@@ -1,8 +1,8 @@
 """`localr1 verify`: are a model's files the ones they should be?
 
-Sums are compared with models.toml. A file that models.toml does not know is compared with the sum
-noted at the first `verify` of that path, so later damage and silent replacement are found; who made
-the file is not.
+Sums are compared with models.toml for what the package holds, and with what the hub stated for what
+was pulled. Any other file is compared with the sum noted at the first `verify` of that path, so
+later damage and silent replacement are found; who made the file is not.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from localr1.errors import FAILURE, BadFile, LocalR1Error
 from localr1.events import Progress
@@ -24,6 +25,9 @@ from localr1.settings import state_folder
 _CHUNK = 8 << 20  # bytes read at a time
 
 
+Origin: TypeAlias = Literal["models.toml", "the hub", "its first verify"]
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One file: its sum, what it was compared with, and how that went."""
@@ -31,13 +35,13 @@ class Check:
     file: str
     sha256: str
     expected: str | None
-    source: Literal["models.toml", "its first verify"]
+    source: Origin
     result: Literal["ok", "differs", "noted"]
 
 
 def verify(model: Resolved) -> list[Check]:
     """Sum every file of a model and compare. Sums of files seen for the first time are noted."""
-    known = dict(model.entry.files) if model.entry else {}
+    known, origin = _known(model)
     noted = _read_notes()
     paths = files_of(model)
     sums = _sums(paths)
@@ -47,8 +51,7 @@ def verify(model: Resolved) -> list[Check]:
         result: Literal["ok", "differs", "noted"] = "noted"
         if expected:
             result = "ok" if expected == sums[path] else "differs"
-        source: Literal["models.toml", "its first verify"]
-        source = "models.toml" if known.get(path.name) else "its first verify"
+        source: Origin = origin if known.get(path.name) else "its first verify"
         checks.append(Check(str(path), sums[path], expected, source, result))
     fresh = {check.file: check.sha256 for check in checks if check.result == "noted"}
     if fresh:
@@ -56,9 +59,18 @@ def verify(model: Resolved) -> list[Check]:
     return checks
 
 
+def _known(model: Resolved) -> tuple[Mapping[str, str], Origin]:
+    """File name -> sha256, as far as others stated it, and who did."""
+    if model.stored is None:
+        return model.entry.files if model.entry else {}, "models.toml"
+    return {file.name: file.sha256 for file in model.stored.manifest.files}, "the hub"
+
+
 def files_of(model: Resolved) -> list[Path]:
-    """All files of a model: the shards of a GGUF, or what a folder holds directly."""
+    """All files of a model: those that were pulled, the shards of a GGUF, or a folder's."""
     path = model.path.resolve()
+    if model.stored is not None and (path.is_dir() or path == model.stored.path.resolve()):
+        return [model.stored.folder / file.name for file in model.stored.manifest.files]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         if not files:

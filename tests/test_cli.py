@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import localr1
-from localr1 import cli, registry, show
+from localr1 import cli, registry
 
 ROOT = Path(__file__).parent.parent
 SUM = "What is 347 + 586?"
@@ -249,7 +249,7 @@ def test_full_context(run_cli: Cli) -> None:
 
 
 def test_a_bug_is_one_sentence(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(show, "entries", lambda: 1 // 0)
+    monkeypatch.setattr(registry, "entries", lambda: 1 // 0)
     result = run_cli("list")
     assert result.code == 1
     assert result.err.startswith("error: internal: ZeroDivisionError") and "--debug" in result.err
@@ -262,7 +262,7 @@ def test_an_interrupt_is_130(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(show, "entries", interrupt)
+    monkeypatch.setattr(registry, "entries", interrupt)
     assert run_cli("list") == Result(130, "", "")
 
 

@@ -24,10 +24,12 @@ ORDER = [
     ["localr1.machine"],
     ["localr1.store"],
     ["localr1.registry"],
+    ["localr1.listing"],
     ["localr1.repository"],
     ["localr1.hub", "localr1.part"],
     ["localr1.download"],
     ["localr1.models"],
+    ["localr1.models.inventory"],  # says what a model weighs in the planner's words
     ["localr1.engine"],
     ["localr1.chat"],
     ["localr1.llm"],
