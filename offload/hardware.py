@@ -201,11 +201,15 @@ def refreshed(hardware: Hardware, seen: tuple[Gpu, ...], folder: Path) -> Hardwa
 def numa_nodes(nodes: Path = Path("/sys/devices/system/node")) -> int:
     """How many nodes hold memory; 1 where the system does not say."""
     try:
-        parts = (nodes / "has_memory").read_text().strip().split(",")
+        return max(1, count_in_list((nodes / "has_memory").read_text()))
     except OSError:
         return 1
-    ends = [part.split("-") for part in parts if part]
-    return max(1, sum(int(end[-1]) - int(end[0]) + 1 for end in ends))
+
+
+def count_in_list(text: str) -> int:
+    """How many numbers the kernel means by `0-3,8`: 5."""
+    ends = [part.split("-") for part in text.strip().split(",") if part]
+    return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
 
 
 def to_json(hardware: Hardware) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 _PROC = Path("/proc/self")
+_NONE = 1 << 62  # from here on a number means "no limit": version 1 writes 2**63 less a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def room_in(folder: Path, version: int) -> int | None:
 def limit_of(folder: Path, version: int) -> int | None:
     """Bytes that the cgroup in `folder` may use at most; None where it sets no limit."""
     found = (_number(folder / name) for name in _VERSIONS[version].limits)
-    return min((limit for limit in found if limit is not None), default=None)
+    return min((limit for limit in found if limit is not None and limit < _NONE), default=None)
 
 
 def _number(path: Path) -> int | None:

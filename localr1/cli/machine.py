@@ -1,4 +1,4 @@
-"""The commands about this machine: bench."""
+"""The commands about this machine and its settings: bench, doctor, config."""
 
 from __future__ import annotations
 
@@ -42,3 +42,31 @@ def bench(
 
     settings = settings_of(ctx.params)
     bench_module.main(settings["model"], settings["threads"], as_json)
+
+
+@app.command()
+@guarded
+def doctor(
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Measure speeds anew, in up to ten seconds.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Check this machine: what was found, what is needed, what would help."""
+    from localr1 import doctor as checkup
+
+    return checkup.main(remeasure, as_json)
+
+
+@app.command()
+@guarded
+def config(
+    name: Annotated[str | None, typer.Argument(help="Print only this setting's value.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show every setting, its value and where it came from."""
+    from localr1 import configured
+
+    configured.main(name, as_json)

@@ -26,7 +26,7 @@ def test_huge_pages(setting: str, found: str, well: bool) -> None:
 
 def test_what_works_needs_no_hint() -> None:
     for row in (checks.populate, checks.direct_reads):
-        assert row(True)[1:] == ("yes", "")
+        assert (row(True).found, row(True).hint) == ("yes", "")
         assert row(False).found == "no"
         assert row(False).hint
 
@@ -37,11 +37,40 @@ def test_memory_limit() -> None:
     assert row.found == "3.0 GiB left" and "mapped" in row.hint
 
 
+@pytest.mark.parametrize(
+    ("nodes", "status", "found", "hint"),
+    [
+        (1, "", "1", ""),
+        (2, "Name:\tx\nMems_allowed_list:\t0-1\n", "2, memory of 2 allowed", "--interleave=all"),
+        (2, "Mems_allowed:\t1\nMems_allowed_list:\t1\n", "2, memory of 1 allowed", "bound"),
+        (8, "", "8, memory of 8 allowed", "--interleave=all"),
+    ],
+)
+def test_numa(nodes: int, status: str, found: str, hint: str) -> None:
+    row = checks.numa(nodes, status)
+    assert row.found == found and hint in row.hint and bool(row.hint) == bool(hint)
+
+
+def test_memory_lock() -> None:
+    assert checks.memory_lock(None).found == "none"
+    assert checks.memory_lock(8 << 20).found == "8.0 MiB"
+
+
+@pytest.mark.parametrize(
+    ("release", "found"),
+    [("5.15.167.4-microsoft-standard-WSL2", "yes"), ("6.8.0-45-generic", "no"), ("", "no")],
+)
+def test_wsl(release: str, found: str) -> None:
+    row = checks.wsl(release)
+    assert row.found == found and bool(row.hint) == (found == "yes")
+
+
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights.bin"
     file.write_bytes(bytes(8192))
-    assert len(checks.checks()) == 3
-    assert len(checks.checks(file)) == 4
+    assert len(checks.checks()) == 6
+    assert len(checks.checks(file)) == 7
+    assert not any(row.missing for row in checks.checks(file))
     monkeypatch.setattr(syscalls, "madvise", refuse(22))
     monkeypatch.setattr(syscalls, "open_direct", refuse(22))
     rows = {row.name: row for row in checks.checks(file)}

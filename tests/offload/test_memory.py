@@ -80,6 +80,7 @@ def test_v1_room(tmp_path: Path) -> None:
         "memory__stat": V1_STAT,
     }
     assert room_in(cgroup(tmp_path, **files), 1) == 10_000 - 1_000 + 800
+    assert room_in(cgroup(tmp_path, memory__limit_in_bytes=(1 << 63) - 4096), 1) is None
 
 
 def test_a_root_cgroup_sets_no_limit(tmp_path: Path) -> None:
