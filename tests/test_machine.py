@@ -93,7 +93,9 @@ def test_a_tier_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert caught.value.code == UNSUPPORTED and caught.value.hint
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_a_damaged_file_is_measured_anew(data: st.DataObject) -> None:
     folder, seen = Path("models"), gpus.look()
