@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import cast
 
 from localr1.chat.session import Session
 from localr1.chat.terminal import clean, count, duration, short
@@ -21,7 +22,7 @@ class Chat:
 
     session: Session
     say: Callable[[str], None]
-    think: ThinkMode = "show"
+    think: ThinkMode = "fold"
     leaving: bool = False
     stopped_at: float = -inf  # when Ctrl-C last ended an answer, in seconds of time.monotonic
 
@@ -58,14 +59,11 @@ def _bye(chat: Chat, words: str) -> None:
 
 
 def _think(chat: Chat, words: str) -> None:
-    if words == "show":
-        chat.think = "show"
-        chat.say("thoughts are shown as they come")
-    elif words == "hide":
-        chat.think = "hide"
-        chat.say("thoughts are hidden; /think prints the last one")
+    if words in _THINK_MODES:
+        chat.think = cast(ThinkMode, words)
+        chat.say(_THINK_MODES[words])
     elif words:
-        chat.say(f"/think takes show or hide, not {clean(words)}")
+        chat.say(f"/think takes show, fold or hide, not {clean(words)}")
     else:
         messages = chat.session.transcript.messages
         thought = messages[-1].reasoning if messages else ""
@@ -96,10 +94,17 @@ def _stats(chat: Chat, words: str) -> None:
         chat.say(f"  {name:10}{value}")
 
 
+_THINK_MODES: dict[str, str] = {
+    "show": "thoughts are shown in full as they come",
+    "fold": "thoughts are folded to one line; /think prints the last one",
+    "hide": "thoughts are hidden; /think prints the last one",
+}
 COMMANDS = (
     Command("help", "list the commands and keys", _help),
     Command("clear", "start a new conversation", _clear),
-    Command("think", "print the last thought, or show or hide thoughts", _think, "[show|hide]"),
+    Command(
+        "think", "print the last thought, or say how thoughts are shown", _think, "[show|fold|hide]"
+    ),
     Command("stats", "figures of the last answer", _stats),
     Command("bye", "leave", _bye, aliases=("exit", "quit")),
 )

@@ -9,9 +9,10 @@ import os
 import sys
 from io import TextIOWrapper
 
+from localr1.chat.screen import RichView
 from localr1.chat.session import Session
 from localr1.chat.signals import handle_keys
-from localr1.chat.views import JsonView, PlainView, RichView, View, play
+from localr1.chat.views import JsonView, PlainView, View, play
 from localr1.errors import CONTEXT_FULL, INTERRUPTED
 
 _BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended

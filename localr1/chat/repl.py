@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from localr1.chat import oneshot
 from localr1.chat.commands import Chat, dispatch
+from localr1.chat.screen import RichView
 from localr1.chat.session import Session
 from localr1.chat.signals import SecondInterrupt, handle_keys, no_echo
 from localr1.chat.terminal import clean
-from localr1.chat.views import RichView, ThinkMode, play
+from localr1.chat.views import ThinkMode, play
 from localr1.errors import INTERRUPTED, USAGE, LocalR1Error
 from localr1.settings import state_folder
 
@@ -28,7 +29,7 @@ _BLOCK = '"""'
 _TWICE_SECONDS = 1.0
 
 
-def chat(session: Session, *, think: ThinkMode = "show") -> int:
+def chat(session: Session, *, think: ThinkMode = "fold") -> int:
     """Talk until the user leaves; returns the exit code (130 after Ctrl-C twice).
 
     Without a terminal to read from, what stdin holds is one message and its answer goes to stdout.

@@ -1,38 +1,28 @@
-"""Three ways to show a turn: on a terminal, in a pipe, as JSON lines. One source: the events.
+"""What a view is, the two that need no terminal (pipe, JSON lines), and lines all of them share.
 
-A view writes as events arrive and never redraws what it has written. Model text is data: it passes
-through `clean`, never through a markup parser.
+A view consumes the events of one turn and writes as they arrive. The terminal's is screen.py.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Literal, Protocol, TextIO
 
-from localr1.chat.terminal import (
-    can_colour,
-    can_move_cursor,
-    clean,
-    columns,
-    count,
-    duration,
-    short,
-)
-from localr1.events import Content, Done, Event, GenerationStats, Progress, Reasoning, Repetition
+from localr1.chat.terminal import can_colour, clean, count, short
+from localr1.events import Content, Done, Event, GenerationStats, Reasoning, Repetition
 
-ThinkMode = Literal["show", "hide"]
+ThinkMode = Literal["show", "fold", "hide"]
+THINK_MODES: tuple[ThinkMode, ...] = ("show", "fold", "hide")
 ENDINGS = {
     "stop": "",
     "interrupted": "stopped",
     "length": "cut at the token limit",
     "context": "cut, the context is full",
 }
-_DIM, _RESET, _ERASE_LINE = "\x1b[2m", "\x1b[0m", "\r\x1b[K"
-_LONG_PROMPT = 256  # tokens; shorter ones are read before a progress line could be
-_REDRAW_SECONDS = 0.1
+DIM, RESET = "\x1b[2m", "\x1b[0m"
+_NEARLY_FULL = 0.8
 
 
 class View(Protocol):
@@ -68,13 +58,17 @@ class JsonView:
 
 
 class PlainView:
-    """The answer on `out` and nothing else there; thoughts on `err` only if that is a terminal."""
+    """The answer on `out` and nothing else there.
 
-    def __init__(self, out: TextIO, err: TextIO) -> None:
+    Thoughts go to `err` if that is a terminal and they are not to be hidden, or if somebody wants
+    them shown.
+    """
+
+    def __init__(self, out: TextIO, err: TextIO, think: ThinkMode = "fold") -> None:
         self._out = out
         self._err = err
-        self._watched = err.isatty()
-        self._dim, self._reset = (_DIM, _RESET) if can_colour(err) else ("", "")
+        self._watched = think == "show" or (think == "fold" and err.isatty())
+        self._dim, self._reset = (DIM, RESET) if can_colour(err) else ("", "")
         self._ends_line = True
         self._thinking = False
 
@@ -99,147 +93,15 @@ class PlainView:
         self._out.flush()
 
 
-class RichView:
-    """A terminal: dim thought, a line that sums it up, the answer, a line of figures.
-
-    Everything but the answer goes to `chrome`, which is the same terminal; with `run` it is stderr.
-    `stats` gives the figures of the running turn, so that nothing is counted twice or guessed.
-    """
-
-    def __init__(
-        self,
-        out: TextIO,
-        chrome: TextIO,
-        stats: Callable[[], GenerationStats],
-        max_context: int,
-        think: ThinkMode = "show",
-    ) -> None:
-        self._out = out
-        self._chrome = chrome
-        self._stats = stats
-        self._max_context = max_context
-        self._think = think
-        self._dim, self._reset = (_DIM, _RESET) if can_colour(chrome) else ("", "")
-        self._live = can_move_cursor(chrome)
-        self._status = ""  # the line that is on the screen now and will be erased
-        self._drawn_at = -_REDRAW_SECONDS
-        self._stage: tuple[str, float, int] | None = None  # name, when it began, done by then
-        self._phase: Literal["start", "thought", "answer"] = "start"
-        self._ends_line = True
-
-    def show(self, event: Event) -> None:
-        """Draw one event."""
-        if isinstance(event, Progress):
-            self._show_progress(event)
-        elif isinstance(event, Reasoning):
-            self._show_reasoning(event.text)
-        elif isinstance(event, Content):
-            self._show_content(event.text)
-        elif isinstance(event, Repetition):
-            self._show_repetition(event)
-        else:
-            self._show_done(event)
-
-    def _show_progress(self, event: Progress) -> None:
-        now = time.monotonic()
-        if self._stage is None or self._stage[0] != event.stage:
-            self._stage = (event.stage, now, event.done)
-        _, began, done_then = self._stage
-        if event.total - done_then < _LONG_PROMPT or event.done >= event.total:
-            self._erase()
-            return
-        share = 100 * event.done // event.total
-        line = f"{event.stage}   {event.total:,} {event.unit}   {share} %"
-        if event.done > done_then:
-            left = (now - began) / (event.done - done_then) * (event.total - event.done)
-            line += f"   {duration(left)} left"
-        self._draw(line)
-
-    def _show_reasoning(self, text: str) -> None:
-        if self._phase == "start":
-            self._erase()
-            self._phase = "thought"
-            if self._think == "show":
-                self._line("Thinking")
-        if self._think == "show":
-            self._write(self._chrome, clean(text), dim=True)
-            return
-        stats = self._stats()
-        speed = stats.reasoning_tokens / max(stats.reasoning_seconds, 1e-3)
-        self._draw(
-            f"Thinking {duration(stats.reasoning_seconds)}   "
-            f"{count(stats.reasoning_tokens, 'token')}   {speed:.1f} tok/s   Ctrl-C stops"
-        )
-
-    def _show_content(self, text: str) -> None:
-        if self._phase != "answer":
-            self._end_thought()
-            self._erase()
-            self._phase = "answer"
-        self._write(self._out, clean(text))
-
-    def _show_repetition(self, event: Repetition) -> None:
-        self._erase()
-        if not self._ends_line:
-            self._write(self._chrome, "\n")
-        self._line(repetition_line(event))
-
-    def _show_done(self, event: Done) -> None:
-        self._end_thought()
-        self._erase()
-        if not self._ends_line:
-            self._write(self._out, "\n")
-        self._line(stats_line(event, self._max_context))
-
-    def _end_thought(self) -> None:
-        """Close the thought with its one-line summary."""
-        if self._phase != "thought":
-            return
-        self._phase = "start"
-        self._erase()
-        if not self._ends_line:
-            self._write(self._chrome, "\n")
-        stats = self._stats()
-        tokens = count(stats.reasoning_tokens, "token")
-        self._line(f"Thought for {duration(stats.reasoning_seconds)}, {tokens}")
-
-    def _draw(self, line: str) -> None:
-        """Put a line on the screen that the next one replaces. Terminals that cannot get none."""
-        now = time.monotonic()
-        if not self._live or now - self._drawn_at < _REDRAW_SECONDS:
-            return
-        self._drawn_at = now
-        self._status = line[: columns(self._chrome) - 1]  # a wrapped line could not be erased
-        self._chrome.write(f"{_ERASE_LINE}{self._dim}{self._status}{self._reset}")
-        self._chrome.flush()
-
-    def _erase(self) -> None:
-        if self._status:
-            self._status = ""
-            self._chrome.write(_ERASE_LINE)
-            self._chrome.flush()
-
-    def _line(self, text: str) -> None:
-        self._write(self._chrome, text, dim=True)
-        self._write(self._chrome, "\n")
-
-    def _write(self, stream: TextIO, text: str, dim: bool = False) -> None:
-        """Write text at once. Each piece carries its own style, so an abort leaves no colour."""
-        if not text:
-            return
-        self._ends_line = text.endswith("\n")
-        stream.write(f"{self._dim}{text}{self._reset}" if dim else text)
-        stream.flush()
-
-
 def stats_line(done: Done, max_context: int) -> str:
     """`  611 tokens   11.9 tok/s   context 1.8k of 32k`, and why the turn ended if it was cut."""
     stats = done.stats
     used = stats.prompt_tokens + stats.completion_tokens
+    full = f", {100 * used // max_context} % full" if used > _NEARLY_FULL * max_context else ""
     parts = [
         count(stats.completion_tokens, "token"),
         f"{stats.decode_tps:.1f} tok/s",
-        f"context {short(used)} of {short(max_context)}",
+        f"context {short(used)} of {short(max_context)}{full}",
         ENDINGS[done.finish_reason],
     ]
     return "  " + "   ".join(part for part in parts if part)

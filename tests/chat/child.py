@@ -18,16 +18,27 @@ from localr1.events import Progress
 from tests.chat.fake import SUM, FakeLLM, Finish
 
 LONG = [*(f"step {i}. " for i in range(400)), "</think>", *(f"word {i} " for i in range(400))]
+HOSTILE = "[/foo] list[int]\x1b[2J\x1b]52;c;aGk=\x07"
 READING = [Progress("Reading the prompt", done, 1200, "tokens") for done in range(0, 1201, 100)]
 SCRIPTS = {
     "sum": [SUM],
     "chinese": [["</think>", "思考"]],
     "long": [LONG],
-    "slow": [["step 0. ", "step 1. ", 8.0, *LONG]],
+    "slow": [["step 0. ", 0.2, "step 1. ", 8.0, *LONG]],
     "reading": [[*READING, *SUM]],
     "full": [[ContextFull("the context is full", "/clear starts anew")], SUM],
     "cut": [[*SUM[:9], Finish("context")]],
-    "hostile": [["\x1b]0;title\x07", "</think>", "[/foo] list[int]", "\x1b[2J\x1b]52;c;aGk=\x07"]],
+    "hostile": [
+        [
+            "\x1b]0;title\x07 ",
+            0.3,
+            "so ",
+            0.3,
+            "</think>",
+            "[/foo] list[int]",
+            "\x1b[2J\x1b]52;c;aGk=\x07",
+        ]
+    ],
     "flood": [["</think>", *["word " * 200] * 2000]],
 }
 

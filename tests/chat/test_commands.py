@@ -58,7 +58,7 @@ def test_think_prints_shows_and_hides(chat: Chat, said: list[str]) -> None:
     dispatch(chat, "/think  show")
     assert chat.think == "show"
     dispatch(chat, "/think \x1b[2Jloud")
-    assert said.pop() == "/think takes show or hide, not [2Jloud"
+    assert said.pop() == "/think takes show, fold or hide, not [2Jloud"
 
 
 def test_stats(chat: Chat, said: list[str]) -> None:

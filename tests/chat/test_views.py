@@ -1,4 +1,4 @@
-"""What each view writes, and that the model's text cannot command the terminal."""
+"""What pipes and programs get, and that the model's text cannot command whoever reads it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import Iterable
 
-import pyte
 import pytest
 
 from localr1.chat import views
 from localr1.chat.session import Session
 from localr1.chat.terminal import clean, duration, short
-from localr1.chat.views import JsonView, PlainView, RichView, play, stats_line
+from localr1.chat.views import JsonView, PlainView, play, stats_line
 from localr1.events import Content, Done, Event, GenerationStats, Progress, Reasoning
 from tests.chat.fake import SUM, FakeLLM
 
@@ -43,17 +42,6 @@ def xterm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def rich(out: io.StringIO, think: views.ThinkMode = "show") -> RichView:
-    return RichView(out, out, lambda: STATS, 32768, think)
-
-
-def screen(raw: str, width: int = 80) -> list[str]:
-    """The lines a terminal shows after `raw`, trailing empty ones left out."""
-    display = pyte.Screen(width, 24)
-    pyte.Stream(display).feed(raw.replace("\n", "\r\n"))
-    return "\n".join(line.rstrip() for line in display.display).rstrip().split("\n")
-
-
 def show(view: views.View, events: Iterable[Event]) -> None:
     for event in events:
         view.show(event)
@@ -63,93 +51,6 @@ def turn(*extra: Event) -> list[Event]:
     return [*extra, Reasoning("Hm.\n"), Content("It is "), Content("933."), Done("stop", STATS)]
 
 
-def test_rich_view_of_a_turn() -> None:
-    out = Terminal()
-    show(rich(out), turn())
-    assert screen(out.getvalue()) == [
-        "Thinking",
-        "Hm.",
-        "Thought for 41 s, 120 tokens",
-        "It is 933.",
-        "  611 tokens   12.2 tok/s   context 1.8k of 32k",
-    ]
-    assert "\x1b[2mHm.\n\x1b[0m" in out.getvalue()  # the thought is dim, the answer is not
-    assert "It is 933.\n" in out.getvalue()
-
-
-def test_hidden_thoughts_leave_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "_REDRAW_SECONDS", 0)
-    out = Terminal()
-    view = rich(out, "hide")
-    show(view, [Reasoning("a secret"), Reasoning(" thought")])
-    assert screen(out.getvalue()) == ["Thinking 41 s   120 tokens   2.9 tok/s   Ctrl-C stops"]
-    show(view, [Content("933."), Done("stop", STATS)])
-    assert screen(out.getvalue())[:2] == ["Thought for 41 s, 120 tokens", "933."]
-    assert "secret" not in out.getvalue()
-
-
-def test_a_narrow_terminal_keeps_the_live_line_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "_REDRAW_SECONDS", 0)
-    monkeypatch.setenv("COLUMNS", "20")
-    out = Terminal()
-    show(rich(out, "hide"), [Reasoning("a")] * 5 + [Content("b"), Done("stop", STATS)])
-    assert screen(out.getvalue(), 20)[0] == "Thought for 41 s, 12"  # no trace of the live line
-
-
-def test_progress_of_a_long_prompt_is_shown_and_erased(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "_REDRAW_SECONDS", 0)
-    monkeypatch.setattr(views.time, "monotonic", iter(float(i) for i in range(100)).__next__)
-    out = Terminal()
-    view = rich(out)
-    reading = [Progress("Reading the prompt", done, 1204, "tokens") for done in (301, 602)]
-    show(view, reading)
-    assert re.fullmatch(
-        r"Reading the prompt   1,204 tokens   50 %   \d s left", screen(out.getvalue())[0]
-    )
-    show(view, turn(Progress("Reading the prompt", 1204, 1204, "tokens")))
-    assert screen(out.getvalue())[0] == "Thinking"
-
-
-def test_progress_of_a_short_prompt_is_not_shown() -> None:
-    out = Terminal()
-    show(rich(out), [Progress("Reading the prompt", 5, 20, "tokens")])
-    assert out.getvalue() == ""
-
-
-def test_a_reply_that_ends_while_thinking() -> None:
-    out = Terminal()
-    show(rich(out), [Reasoning("Hm"), Done("interrupted", STATS)])
-    assert screen(out.getvalue()) == [
-        "Thinking",
-        "Hm",
-        "Thought for 41 s, 120 tokens",
-        "  611 tokens   12.2 tok/s   context 1.8k of 32k   stopped",
-    ]
-
-
-@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_no_colour(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, value)
-    out = Terminal()
-    show(rich(out), turn())
-    assert "\x1b" not in out.getvalue()
-    assert out.getvalue().startswith("Thinking\nHm.\nThought for 41 s, 120 tokens\nIt is 933.\n")
-
-
-def test_a_dumb_terminal_gets_no_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "dumb")
-    out = Terminal()
-    show(rich(out, "hide"), [Progress("Reading the prompt", 5, 2000, "tokens"), Reasoning("a")])
-    assert out.getvalue() == ""
-
-
-def test_a_stream_that_is_no_terminal_gets_no_escapes() -> None:
-    out = io.StringIO()
-    show(rich(out, "hide"), turn(Progress("Reading the prompt", 5, 2000, "tokens")))
-    assert "\x1b" not in out.getvalue()
-    assert "\r" not in out.getvalue()
-
-
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text(text: str) -> None:
     harmless = clean(text)
@@ -157,12 +58,11 @@ def test_hostile_text(text: str) -> None:
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", harmless
     )
     events = [Reasoning(text), Content(text), Done("stop", STATS)]
-    ours = re.compile("\x1b\\[[02]m|\x1b\\[K|\r")
-    for make in (rich, lambda out: PlainView(out, out)):
-        out = Terminal()
-        show(make(out), events)
-        assert ours.sub("", out.getvalue()).count(harmless) == 2  # nothing lost, nothing obeyed
-        assert "\x1b" not in ours.sub("", out.getvalue())
+    out = Terminal()
+    show(PlainView(out, out), events)
+    shown = re.sub("\x1b\\[[02]m", "", out.getvalue())
+    assert shown.count(harmless) == 2  # nothing lost, nothing obeyed
+    assert "\x1b" not in shown
     out = io.StringIO()
     show(JsonView(out), events)
     assert json.loads(out.getvalue().splitlines()[1])["text"] == text
@@ -188,6 +88,15 @@ def test_plain_view_shows_thoughts_to_whoever_watches_stderr() -> None:
     assert err.getvalue() == "\x1b[2mHm.\n\x1b[0m\n"
 
 
+@pytest.mark.parametrize(("think", "shown"), [("show", "Hm."), ("hide", "")])
+def test_plain_view_obeys(think: views.ThinkMode, shown: str) -> None:
+    pipe, err = io.StringIO(), Terminal()
+    show(PlainView(io.StringIO(), pipe, think), turn())
+    assert pipe.getvalue().strip() == shown
+    show(PlainView(io.StringIO(), err, think), turn())
+    assert shown in err.getvalue() and bool(err.getvalue()) == bool(shown)
+
+
 def test_plain_view_adds_no_second_newline() -> None:
     out = io.StringIO()
     show(PlainView(out, io.StringIO()), [Content("a\n"), Done("stop", STATS)])
@@ -203,15 +112,6 @@ def test_json_lines() -> None:
     assert objects[-1]["finish_reason"] == "stop"
     assert objects[-1]["stats"]["decode_tps"] == pytest.approx(done.stats.decode_tps)
     assert objects[-1]["stats"]["reasoning_tokens"] == SUM.index("</think>")
-
-
-def test_writing_costs_little() -> None:
-    """10,000 tokens at 30 a second are 333 s; drawing them may take 5 % of one core: 1.7 s."""
-    out = Terminal()
-    view, began = rich(out), views.time.process_time()
-    show(view, [Content("word ") for _ in range(10_000)])
-    assert views.time.process_time() - began < 1.7
-    assert len(out.getvalue()) == 50_000
 
 
 def test_figures() -> None:
@@ -231,3 +131,5 @@ def test_figures() -> None:
     ]
     line = stats_line(Done("length", GenerationStats(10, 0, 0, 1, 0.1, 0.0, 0.0)), 2048)
     assert line == "  1 token   0.0 tok/s   context 11 of 2k   cut at the token limit"
+    line = stats_line(Done("stop", GenerationStats(1000, 0, 0, 801, 0.1, 80.0, 0.0)), 2048)
+    assert line == "  801 tokens   10.0 tok/s   context 1.8k of 2k, 87 % full"
