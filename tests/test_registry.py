@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from localr1 import registry
 from localr1.errors import NOT_FOUND, USAGE, LocalR1Error, ModelNotFound
+from localr1.models.config import ModelConfig
+from localr1.models.shapes import weight_shapes
 from localr1.settings import SETTINGS, Settings, config_file
 
 
@@ -199,3 +204,59 @@ def test_every_model_can_be_had() -> None:
         for quant in entry.quants.values():
             assert quant.repo.count("/") == 1 and quant.pattern
             assert quant.nbytes is not None or not quant.verified
+
+
+PARAMETERS = {  # billions, as their makers publish them
+    "deepseek-r1": 671.0,
+    "r1-0528": 671.0,
+    "r1-zero": 671.0,
+    "v3": 671.0,
+    "v3-0324": 671.0,
+    "v2-lite": 15.7,
+    "coder-v2-lite": 15.7,
+    "moonlight-16b": 16.0,
+    "kimi-k2": 1026.4,
+    "r1-distill-1.5b": 1.78,
+    "r1-distill-7b": 7.62,
+    "r1-distill-8b": 8.03,
+    "r1-distill-14b": 14.8,
+    "r1-distill-32b": 32.8,
+    "r1-distill-70b": 70.6,
+    "r1-0528-qwen3-8b": 8.19,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_configurations_have_the_published_number_of_parameters(name: str) -> None:
+    config = registry.entries()[name].config
+    moe = "n_routed_experts" in config
+    counted = (moe_parameters if moe else dense_parameters)(config) / 1e9
+    published = PARAMETERS[name]
+    digits = 1 if published >= 10 else 2
+    assert round(counted, digits) == published
+
+
+def test_every_model_of_the_hub_has_its_parameters_checked() -> None:
+    known = {name for name, entry in registry.entries().items() if entry.quants}
+    assert known == set(PARAMETERS)
+
+
+def moe_parameters(config: Mapping[str, Any]) -> int:
+    """Without MTP, as "671 B" is counted; the latent projection in one of its two layouts."""
+    shapes = weight_shapes(ModelConfig.from_hf(config))
+    twice = (".attn_k_b.weight", ".attn_v_b.weight")
+    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(twice))
+
+
+def dense_parameters(c: Mapping[str, Any]) -> int:
+    """Llama, Qwen2 and Qwen3: attention, a gated MLP, two norms a layer, embedding and head."""
+    hidden, heads, kv = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
+    width = c["head_dim"]
+    attention = 2 * hidden * width * (heads + kv)
+    if c["architectures"] == ["Qwen2ForCausalLM"]:
+        attention += width * (heads + 2 * kv)  # biases
+    if c["architectures"] == ["Qwen3ForCausalLM"]:
+        attention += 2 * width  # norms of queries and keys
+    layer = attention + 3 * hidden * c["intermediate_size"] + 2 * hidden
+    tables = 1 if c["tie_word_embeddings"] else 2
+    return int(c["num_hidden_layers"] * layer + tables * c["vocab_size"] * hidden + hidden)
