@@ -260,3 +260,14 @@ def dense_parameters(c: Mapping[str, Any]) -> int:
     layer = attention + 3 * hidden * c["intermediate_size"] + 2 * hidden
     tables = 1 if c["tie_word_embeddings"] else 2
     return int(c["num_hidden_layers"] * layer + tables * c["vocab_size"] * hidden + hidden)
+
+
+def test_the_documented_table_is_that_of_models_toml() -> None:
+    text = (registry.PACKAGE.parent / "docs" / "models.md").read_text("utf-8")
+    for entry in registry.entries().values():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{entry.name}` |")]
+        assert entry.source.removeprefix("hf:") in row or entry.files
+        if quant := entry.quants.get(entry.default_quant):
+            assert quant.nbytes is not None
+            digits = f"{quant.nbytes / 1e9:.1f}".removesuffix(".0")
+            assert f"{entry.default_quant}, {digits}" in row
