@@ -30,6 +30,8 @@ ORDER = [
     ["localr1.download"],
     ["localr1.models"],
     ["localr1.models.inventory"],  # says what a model weighs in the planner's words
+    ["localr1.choices"],
+    ["localr1.plan"],
     ["localr1.engine"],
     ["localr1.chat"],
     ["localr1.llm"],

@@ -1,7 +1,8 @@
 """The command line: what can be typed, how it fails, and nothing of what it does.
 
 Command bodies import what they need when they run, so that `--help` never waits for torch. stdout
-carries answers and listings; everything else goes to stderr. The commands: talk, models, machine.
+carries answers and listings; everything else goes to stderr. The commands: talk, models, machine,
+planning.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Annotated
 import typer
 
 import localr1
-from localr1.cli import machine, models, talk
+from localr1.cli import machine, models, planning, talk
 from localr1.cli.base import app, report
 from localr1.errors import USAGE
 
-__all__ = ["app", "machine", "main", "models", "talk"]
+__all__ = ["app", "machine", "main", "models", "planning", "talk"]
 
 
 def main() -> None:

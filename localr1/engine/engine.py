@@ -18,6 +18,7 @@ from localr1.errors import BadFile, ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
 from localr1.models.attention import is_small
 from localr1.models.deepseek import Transformer
+from offload.placement import Placement
 
 _SUPER_CHUNK = (
     32_768  # tokens that pass through one layer before the next: design of layer-major prefill
@@ -28,8 +29,15 @@ _MIN_PROGRESS = 64  # shorter prompts are read before a person could see a bar
 class Engine:
     """One model, one cache, one conversation at a time."""
 
-    def __init__(self, model: Transformer, stop_ids: frozenset[int], context: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        stop_ids: frozenset[int],
+        context: int,
+        placement: Placement | None = None,
+    ) -> None:
         self.model = model
+        self.placement = placement  # the plan that the model was loaded by
         self.stop_ids = stop_ids
         self.max_context = context
         self.cache = model.new_cache(context)

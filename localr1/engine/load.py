@@ -1,4 +1,4 @@
-"""From open files to an engine: check that they fit, compile what they need, build the model."""
+"""From open files to an engine: plan, bring the weights in, compile, build the model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import cpu_experts
 from localr1.engine.engine import Engine
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
-from localr1.models import compiled
+from localr1.models import compiled, inventory
 from localr1.models.config import ModelConfig
 from localr1.models.deepseek import Transformer
-from localr1.models.kv_cache import KVCache
 from localr1.models.shapes import check_shapes
 from localr1.models.source import Source
 from offload.errors import NoRoom, ResidencyError, Unknown
+from offload.hardware import on_paper
 from offload.memory import available_bytes
+from offload.placement import Placement
+from offload.planner import LEAST_CONTEXT, plan
 from offload.residency import AUTO, MAPPED, holder
 
 Report = Callable[[Progress], None]
 
 DEFAULT_CONTEXT = 16_384
-_WORKSPACE_BYTES = (
-    512 << 20
-)  # activations, temporaries and the compiled code; measured on R1's shapes
 
 
 def load_engine(
@@ -37,18 +36,20 @@ def load_engine(
     residency: str = AUTO,
     report: Report = lambda progress: None,
 ) -> Engine:
-    """Bring the weights into RAM, build the model on the CPU and an empty cache.
+    """Bring the weights into RAM, build the model on the CPU and an empty cache, as planned.
 
-    `context` in tokens (default: the model's own, at most 16,384); `ram` in bytes that we may use
-    (default: what is free); `residency` "auto", "mapped" or "owned" (docs/placement.md). Raises
-    DoesNotFit before anything big is allocated.
+    `context` in tokens (default: the model's own, at most 16,384), less where memory is short:
+    the engine's `placement` tells. `ram` in bytes that we may use (default: what is free);
+    `residency` "auto", "mapped" or "owned" (docs/placement.md). Raises DoesNotFit before anything
+    big is allocated.
     """
-    context = _context(config, context)
     formats = check_shapes(config, source)
-    _bring_in(source, residency, _fits(source, config, context, ram, residency), report)
+    found = placement(source, config, _asked(config, context), ram, residency)
+    _bring_in(source, residency, found.fits, report)
     cpu_experts.set_threads(threads)
     _compile(formats, report)
-    return Engine(Transformer(config, source, context), stop_ids, context)
+    model = Transformer(config, source, found.context)
+    return Engine(model, stop_ids, found.context, found)
 
 
 def _compile(formats: set[str], report: Report) -> None:
@@ -64,7 +65,7 @@ def _compile(formats: set[str], report: Report) -> None:
         report(Progress(stage, done, total + len(compiled.STEPS), "kernels"))
 
 
-def _context(config: ModelConfig, asked: int | None) -> int:
+def _asked(config: ModelConfig, asked: int | None) -> int:
     if asked is None:
         return min(config.max_context, DEFAULT_CONTEXT)
     if not 1 < asked <= config.max_context:
@@ -73,27 +74,34 @@ def _context(config: ModelConfig, asked: int | None) -> int:
     return asked
 
 
-def _fits(source: Source, config: ModelConfig, context: int, ram: int | None, how: str) -> bool:
-    """Whether weights, cache and workspace fit into `ram`, or into the free memory.
+def placement(
+    source: Source, config: ModelConfig, context: int, ram: int | None, how: str
+) -> Placement:
+    """The plan for an open model on this machine's CPU, with what is free now.
 
     Weights that do not fit are refused, unless someone asked for them to be mapped: then the disk
-    is read for every token. Cache and workspace must always fit.
+    is read for every token. Cache and workspace must always fit. Raises DoesNotFit.
     """
-    width = config.kv_lora_rank + config.qk_rope_head_dim
-    cache = KVCache.nbytes(config.n_layers, context, width)
-    need = source.nbytes + cache + _WORKSPACE_BYTES
-    room = ram if ram is not None else available_bytes()
-    if need <= room:
-        return True
+    free = available_bytes()
+    room = free if ram is None else min(ram, free)
+    stock = inventory.from_source(source, config)
+    found = plan(stock.weights, on_paper(vram=None, ram=room), context, stock.demands)
+    if found.fits or (found.works and how == MAPPED):
+        return found
+    raise _does_not_fit(source.path.name, found)
+
+
+def _does_not_fit(name: str, found: Placement) -> DoesNotFit:
+    """What is missing, and every way out that this plan leaves."""
     gib = 1 << 30
-    sizes = f"{need / gib:.1f} GiB of RAM and {room / gib:.1f} GiB is free"
-    hint = f"take a smaller file or a smaller --context: the cache is {cache / gib:.1f} GiB of it"
-    if cache + _WORKSPACE_BYTES > room:
-        raise DoesNotFit(f"{source.path.name} needs {sizes}", hint)
-    if how != MAPPED:
-        slow = "--residency mapped reads it from the disk for every token, which is slow"
-        raise DoesNotFit(f"{source.path.name} needs {sizes}", f"{hint}; {slow}")
-    return False
+    need = found.ram_room + found.shortfall
+    problem = f"{name} needs {need / gib:.1f} GiB of RAM and {found.ram_room / gib:.1f} GiB is free"
+    hint = "take a smaller file"
+    if found.asked_context > LEAST_CONTEXT:
+        hint += f", or --context {LEAST_CONTEXT}"
+    if found.works:
+        hint += "; --residency mapped reads it from the disk for every token, which is slow"
+    return DoesNotFit(problem, hint)
 
 
 def _bring_in(source: Source, how: str, fits: bool, report: Report) -> None:

@@ -6,11 +6,13 @@ Vectors have the shape (1, n), as the files give them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cpu_experts import QuantTensor
 from localr1.errors import BadFile, Unsupported
 from localr1.models.config import ModelConfig
+
+if TYPE_CHECKING:  # importing numba takes longer than a plan
+    from cpu_experts import QuantTensor
 
 Shape = tuple[int, ...]
 

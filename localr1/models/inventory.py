@@ -1,0 +1,271 @@
+"""The weights of a model as the planner takes them: name, bytes, what for, how much a token reads.
+
+From an opened file to the byte; or, when nothing was fetched, from the model's configuration and
+its quant's rule. Also what the model asks for beside its weights: cache and activations. Not here:
+reading any weight.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from localr1.errors import Unsupported
+from localr1.models.config import ModelConfig
+from localr1.models.fields import Fields
+from localr1.models.quant_rules import DEFAULTS, Family, nbytes_of, type_of
+from localr1.models.shapes import Shape, weight_shapes
+from offload.placement import Demands, Kind, Weight
+
+if TYPE_CHECKING:
+    from localr1.models.source import Source
+
+_KV_B = "attn_kv_b.weight"
+_NEWER_LAYOUT = ("attn_k_b.weight", "attn_v_b.weight")
+_DENSE = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+# What publishers' own mixes give to everything but the routed experts, by the name's beginning.
+_MIXED_BASE = (("UD-", "Q6_K"), ("FP8", "Q8_0"), ("", "Q4_K_M"))
+_SCORES = 64 << 20  # bytes of attention scores that are held at a time (attention.py)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseConfig:
+    """Shape of a llama, qwen2 or qwen3 model, in the numbers of HF's config.json."""
+
+    architecture: str
+    n_layers: int
+    hidden_size: int
+    vocab_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_context: int
+    tied: bool
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> DenseConfig:
+        """From the content of config.json. Raises Unsupported (architecture), BadFile."""
+        f = Fields(config, "config.json")
+        heads = f.integer("num_attention_heads")
+        return cls(
+            architecture=_DENSE[config["architectures"][0]],
+            n_layers=f.integer("num_hidden_layers"),
+            hidden_size=f.integer("hidden_size"),
+            vocab_size=f.integer("vocab_size"),
+            n_heads=heads,
+            n_kv_heads=f.integer("num_key_value_heads", heads),
+            head_dim=f.integer("head_dim", f.integer("hidden_size") // heads),
+            intermediate_size=f.integer("intermediate_size"),
+            max_context=f.integer("max_position_embeddings"),
+            tied=f.boolean("tie_word_embeddings", False),
+        )
+
+
+Config = ModelConfig | DenseConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What is to be placed. `approximate`: experts' bytes come from the file's rounded size."""
+
+    weights: tuple[Weight, ...]
+    demands: Demands
+    max_context: int
+    approximate: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """All weights together."""
+        return sum(weight.nbytes for weight in self.weights)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that take part in computing, the embedding's left out."""
+        return sum(weight.values for weight in self.weights)
+
+
+def config_from_hf(config: Mapping[str, Any]) -> Config:
+    """What a model is, from its config.json. Raises Unsupported or BadFile."""
+    names = config.get("architectures") or [""]
+    return DenseConfig.from_hf(config) if names[0] in _DENSE else ModelConfig.from_hf(config)
+
+
+def from_source(source: Source, config: ModelConfig) -> Inventory:
+    """The weights of an open file, exactly; its header and MTP layer are `Kind.UNUSED`."""
+    sizes = [(name, source[name]) for name in source.names()]
+    weights = [_weight(name, w.shape, w.nbytes, config) for name, w in sizes]
+    header = source.nbytes - sum(weight.nbytes for weight in weights)
+    weights.append(Weight("header", max(0, header), 0.0, Kind.UNUSED))
+    return Inventory(tuple(weights), demands(config), config.max_context)
+
+
+def from_rule(config: Config, quant: str, file_bytes: int | None = None) -> Inventory:
+    """The weights that a file of `quant` holds. `file_bytes` is its size, where that is known.
+
+    Quants without a rule (publishers' mixes) take what `file_bytes` leaves for the routed experts.
+    Raises Unsupported where there is neither.
+    """
+    if quant in DEFAULTS:
+        return Inventory(tuple(_by_rule(config, quant)), demands(config), config.max_context)
+    if file_bytes is None:
+        hint = f"known are {', '.join(DEFAULTS)}; or give the path of its file"
+        raise Unsupported(f"how big {quant} is cannot be said from its name", hint)
+    base = next(kind for start, kind in _MIXED_BASE if quant.startswith(start))
+    weights = tuple(_by_rule(config, base))
+    scaled = Kind.ROUTED if any(w.kind == Kind.ROUTED for w in weights) else Kind.DENSE
+    kept = sum(weight.nbytes for weight in weights if weight.kind != scaled)
+    values = sum(weight.values for weight in weights if weight.kind == scaled)
+    share = max(file_bytes - kept, 0) / values
+    return Inventory(
+        tuple(_scaled(weight, share) if weight.kind == scaled else weight for weight in weights),
+        demands(config),
+        config.max_context,
+        approximate=True,
+    )
+
+
+def _scaled(weight: Weight, bytes_per_value: float) -> Weight:
+    nbytes = int(weight.values * bytes_per_value)
+    return Weight(weight.name, nbytes, weight.read_fraction, weight.kind, weight.values)
+
+
+def _by_rule(config: Config, quant: str) -> Iterator[Weight]:
+    family = _family(config)
+    for name, shape in _shapes(config):
+        nbytes = nbytes_of(type_of(name, shape, quant, family), shape)
+        yield _weight(name, shape, nbytes, config)
+
+
+def _family(config: Config) -> Family:
+    if isinstance(config, ModelConfig):
+        return Family(config.n_layers)
+    return Family(config.n_layers, config.n_heads // config.n_kv_heads, config.tied)
+
+
+def _shapes(config: Config) -> Iterator[tuple[str, Shape]]:
+    """The weights of a newly made file; DeepSeek's in the older of the two layouts of attention.
+
+    The published R1 files have that one; the newer layout is 0.1 % bigger.
+    """
+    if isinstance(config, DenseConfig):
+        yield from dense_shapes(config).items()
+        return
+    for name, shape in weight_shapes(config).items():
+        if name.endswith(_NEWER_LAYOUT):
+            continue
+        if name.endswith("exp_probs_b.bias") and config.topk_method != "noaux_tc":
+            continue
+        yield name, shape
+
+
+def dense_shapes(c: DenseConfig) -> dict[str, Shape]:
+    """Name -> shape of all weights of a llama, qwen2 or qwen3 model; vectors as (1, n)."""
+    queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    layer: dict[str, Shape] = {
+        "attn_norm.weight": (1, c.hidden_size),
+        "attn_q.weight": (queries, c.hidden_size),
+        "attn_k.weight": (keys, c.hidden_size),
+        "attn_v.weight": (keys, c.hidden_size),
+        "attn_output.weight": (c.hidden_size, queries),
+        "ffn_norm.weight": (1, c.hidden_size),
+        "ffn_gate.weight": (c.intermediate_size, c.hidden_size),
+        "ffn_up.weight": (c.intermediate_size, c.hidden_size),
+        "ffn_down.weight": (c.hidden_size, c.intermediate_size),
+    }
+    if c.architecture == "qwen2":
+        layer |= {"attn_q.bias": (1, queries), "attn_k.bias": (1, keys), "attn_v.bias": (1, keys)}
+    if c.architecture == "qwen3":
+        layer |= {"attn_q_norm.weight": (1, c.head_dim), "attn_k_norm.weight": (1, c.head_dim)}
+    shapes: dict[str, Shape] = {"token_embd.weight": (c.vocab_size, c.hidden_size)}
+    for number in range(c.n_layers):
+        shapes |= {f"blk.{number}.{name}": shape for name, shape in layer.items()}
+    shapes["output_norm.weight"] = (1, c.hidden_size)
+    if not c.tied:
+        shapes["output.weight"] = (c.vocab_size, c.hidden_size)
+    return shapes
+
+
+def _weight(name: str, shape: Shape, nbytes: int, config: Config) -> Weight:
+    kind = _kind(name, config)
+    fraction = 1.0
+    if kind == Kind.ROUTED and isinstance(config, ModelConfig):
+        fraction = config.n_experts_per_tok / config.n_routed_experts
+    elif kind == Kind.EMBEDDING:
+        fraction = 1 / config.vocab_size
+    elif kind == Kind.UNUSED:
+        fraction = 0.0
+    values = 0 if kind in (Kind.EMBEDDING, Kind.UNUSED) else math.prod(shape)
+    return Weight(name, nbytes, fraction, kind, values)
+
+
+def _kind(name: str, config: Config) -> Kind:
+    block = re.match(r"blk\.(\d+)\.", name)
+    if block and int(block[1]) >= config.n_layers:
+        return Kind.UNUSED
+    if name == "token_embd.weight":
+        tied = isinstance(config, DenseConfig) and config.tied
+        return Kind.HEAD if tied else Kind.EMBEDDING
+    if name == "output.weight":
+        return Kind.HEAD
+    if "_norm" in name or "ffn_gate_inp" in name or "exp_probs_b" in name or "bias" in name:
+        return Kind.ROUTER
+    if "_exps" in name:
+        return Kind.ROUTED
+    if "_shexp" in name:
+        return Kind.SHARED
+    return Kind.DENSE if "ffn_" in name else Kind.ATTENTION
+
+
+def demands(config: Config) -> Demands:
+    """Cache and activations of the model, in bytes."""
+    return _latent(config) if isinstance(config, ModelConfig) else _grouped(config)
+
+
+def _latent(c: ModelConfig) -> Demands:
+    """MLA: the cache holds one latent a layer and token, float32 on the CPU and float16 on a GPU.
+
+    Activations of the CPU by token, in attention (attention.py), where they are most: the hidden
+    states three times, queries, their rotated part and all heads' values, in float32; int8 forms of
+    one input in two terms; the kernels' workspace, which holds two terms of the widest product.
+    """
+    width, heads, hidden = c.kv_lora_rank + c.qk_rope_head_dim, c.n_heads, c.hidden_size
+    query = c.qk_nope_head_dim + c.qk_rope_head_dim
+    lives = 4 * (3 * hidden + heads * (query + c.qk_rope_head_dim + c.v_head_dim)) + 5 * hidden // 2
+    wide = max(8 * heads * query, 8 * hidden + 5 * heads * c.v_head_dim // 2)
+    stack = 8 * heads * c.kv_lora_rank  # two terms of the absorbed queries
+    absorbed = lives + 4 * heads * (width + c.kv_lora_rank) + stack
+    pairs = c.n_experts_per_tok * (c.moe_intermediate_size * 5 // 4 + 32)
+    return Demands(
+        n_layers=c.n_layers,
+        cache_name="MLA cache",
+        cache_gpu=2 * width,
+        cache_ram=4 * width,
+        gpu_per_token=4 * hidden,
+        ram_per_token=lives + wide,
+        hybrid_per_token=12 * hidden + pairs,
+        absorbed_per_token=absorbed,
+        decode_operations=2 * heads * (width + c.kv_lora_rank),
+        prompt_operations=2 * heads * (query + c.v_head_dim),
+    )
+
+
+def _grouped(c: DenseConfig) -> Demands:
+    """Grouped-query attention: keys and values of every key head, 16 bit on both devices."""
+    cache, queries = 2 * c.n_kv_heads * c.head_dim * 2, c.n_heads * c.head_dim
+    per_token = 4 * (3 * c.hidden_size + 3 * queries) + 8 * max(queries, c.hidden_size)
+    return Demands(
+        n_layers=c.n_layers,
+        cache_name="KV cache",
+        cache_gpu=cache,
+        cache_ram=cache,
+        gpu_per_token=4 * c.hidden_size,
+        ram_per_token=per_token,
+        hybrid_per_token=12 * c.hidden_size + 5 * c.intermediate_size // 4,
+        absorbed_per_token=per_token,
+        decode_operations=4 * queries,
+        prompt_operations=4 * queries,
+    )

@@ -1,0 +1,125 @@
+"""Where every byte of a model lies: the words of the planner, and the plan as it comes out.
+
+The placement of a weight is its tier. Not here: how a plan is found (offload.planner), what speed
+it promises (offload.predict).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """What a weight is read from when it is needed."""
+
+    GPU = "gpu"
+    RAM = "ram"
+    DISK = "disk"  # memory-mapped, and brought in again for every token that wants it
+
+
+class Kind(StrEnum):
+    """What a weight is for, in the order in which fast memory is given out."""
+
+    EMBEDDING = "embedding"  # rows are looked up in RAM, whatever else lies on a GPU
+    ROUTER = "router and norms"
+    ATTENTION = "attention"
+    SHARED = "shared experts"
+    HEAD = "head"
+    DENSE = "dense layers"
+    ROUTED = "routed experts"
+    UNUSED = "not used"  # the file's header and its multi-token-prediction layer
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of a model, by its GGUF name (`blk.N.` tells its layer)."""
+
+    name: str
+    nbytes: int
+    read_fraction: float  # share of its bytes that one decoded token reads
+    kind: Kind
+    values: int = 0  # numbers that it holds: the arithmetic of a prompt; 0 where none is done
+
+    @property
+    def layer(self) -> int:
+        """The layer it belongs to; -1 for none."""
+        return int(self.name.split(".")[1]) if self.name.startswith("blk.") else -1
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What a model asks of memory and arithmetic besides its weights. Bytes."""
+
+    n_layers: int
+    cache_name: str  # "MLA cache" or "KV cache"
+    cache_gpu: int  # of a token in one layer, on a GPU
+    cache_ram: int  # the same on the CPU
+    gpu_per_token: int  # activations of a prompt's token on a GPU
+    ram_per_token: int  # activations of a prompt's token where attention runs on the CPU
+    hybrid_per_token: int  # the same where only experts run there
+    absorbed_per_token: int  # of the first ones, in the form of attention that short prompts take
+    decode_operations: int  # of one query with one key in one layer, all heads; float
+    prompt_operations: int  # the same in the form that prompts take
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A line of the plan: so many bytes for this."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Speeds in tokens/second. `decode_limit_tps` is what the memories' bandwidths allow."""
+
+    decode_tps: float
+    decode_limit_tps: float
+    decode_limit: str  # what binds: "RAM bandwidth", "VRAM bandwidth" or "disk bandwidth"
+    prefill_tps: float
+    prefill_limit: str
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A plan. `fits`: nothing that a token reads lies on the disk, and all of it has its room.
+
+    `shortfall` is the RAM that is missing for that, in bytes; `works`: cache, buffers and
+    program have their room, so that the model can be run from the disk at least.
+    """
+
+    tiers: Mapping[str, Tier]
+    context: int
+    asked_context: int
+    gpu: tuple[Item, ...]
+    ram: tuple[Item, ...]
+    disk: tuple[Item, ...]
+    gpu_room: int
+    ram_room: int
+    fits: bool
+    works: bool
+    shortfall: int
+    prediction: Prediction
+
+    def tier(self, name: str) -> Tier:
+        """Where the weight `name` lies; KeyError for one that the model has not."""
+        return self.tiers[name]
+
+    @property
+    def gpu_bytes(self) -> int:
+        """All that the plan takes of VRAM, margin included."""
+        return sum(item.nbytes for item in self.gpu)
+
+    @property
+    def ram_bytes(self) -> int:
+        """All that the plan takes of RAM, margin included."""
+        return sum(item.nbytes for item in self.ram)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What stays on the disk and is read from there."""
+        return sum(item.nbytes for item in self.disk)

@@ -1,0 +1,126 @@
+"""How fast a placement will be: limits from bandwidths, and overheads that were measured.
+
+A decoded token takes as long as its bytes take to be read from where they lie, one memory after the
+other, plus what layers and tokens cost by themselves. A prompt takes its arithmetic, or the reading
+of the weights that it meets if that is longer. Pure functions: more bandwidth or arithmetic never
+predicts slower. Not here: which bytes lie where (offload.planner).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offload.hardware import Gpu, Hardware
+from offload.placement import Prediction
+
+DEPTH = 1024  # tokens in the cache when decoding is predicted
+PROMPT = 512  # tokens of the prompt whose reading is predicted
+
+# Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
+RAM_SHARE = 0.85  # of the read bandwidth that decoding kernels reach, in Q4_K, Q6_K, Q8_0
+CPU_TOKEN_SECONDS = 0.2e-3  # of a token: embedding, head, sampling
+CPU_LAYER_SECONDS = 0.35e-3  # of a layer on the CPU: Python, small steps, waking the pool
+INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
+HALF_TOKENS = 6.0  # tokens an expert meets at half of that share: unpacking is shared by them
+LINEAR_TERMS = 2  # int8 rows that attention and head are multiplied by, for 15 bits
+DECODE_ATTENTION_SHARE = 0.16  # of the int8 peak's operations/second, in float32
+PROMPT_ATTENTION_SHARE = 0.018  # the same for prompts, whose masks and softmax take most of it
+PREFILL_LAYER_SECONDS = 10e-3  # of a layer and prompt on the CPU
+
+# Assumed: the GPU kernels are still to come. A handoff was measured on an H100 (design: 4.3 us).
+GPU_SHARE = 0.8
+GPU_LAYER_SECONDS = 20e-6
+HANDOFF_SECONDS = 4.3e-6
+GPU_OPERATIONS_PER_BYTE = 60.0  # arithmetic that a card does while it reads a byte of VRAM
+
+DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page faults
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a token and a prompt move and compute under one placement. Bytes and operations."""
+
+    gpu_bytes: float  # read by one token, what cannot hide behind the CPU's experts
+    gpu_hidden_bytes: float  # shared experts, while the CPU computes the routed ones
+    ram_bytes: float
+    disk_bytes: float
+    gpu_layers: int  # layers whose attention runs there
+    cpu_layers: int
+    handoffs: int  # layers that begin on the GPU and end on the CPU
+    decode_operations: int  # of one query with one key in one layer
+    prompt_operations: int  # the same in the form that prompts take
+    prompt_ram_bytes: float  # read once for the whole prompt
+    prompt_gpu_bytes: float
+    prompt_disk_bytes: float
+    cpu_operations: float  # int8, of the prompt, weighed by how full the matrices are used
+    gpu_operations: float
+    stored_bytes: int  # weights to load
+
+
+def predict(traffic: Traffic, hardware: Hardware, gpu: Gpu | None) -> Prediction:
+    """Speeds of a placement that moves `traffic`."""
+    limits = _read_seconds(traffic, hardware, gpu)
+    least = max(sum(limits.values()), 1e-9)
+    seconds = _decode_seconds(traffic, hardware, gpu)
+    prompt, bound = _prompt_seconds(traffic, hardware, gpu)
+    return Prediction(
+        decode_tps=1 / max(seconds, least),
+        decode_limit_tps=1 / least,
+        decode_limit=max(limits, key=lambda name: limits[name]),
+        prefill_tps=PROMPT / prompt,
+        prefill_limit=bound,
+        load_seconds=_seconds(traffic.stored_bytes, hardware.disk_bandwidth),
+    )
+
+
+def _seconds(amount: float, speed: float) -> float:
+    """Time for `amount`; very long where the speed is unknown or nothing."""
+    return amount / max(speed, 1.0)
+
+
+def _read_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> dict[str, float]:
+    """Seconds of a token by the memory that they are spent on, at full bandwidth."""
+    return {
+        "RAM bandwidth": _seconds(t.ram_bytes, hardware.ram_bandwidth),
+        "VRAM bandwidth": _seconds(t.gpu_bytes, gpu.bandwidth) if gpu else 0.0,
+        "disk bandwidth": _seconds(t.disk_bytes, hardware.disk_bandwidth),
+    }
+
+
+def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
+    """Seconds of a token with DEPTH tokens behind it."""
+    attention = t.cpu_layers * t.decode_operations * DEPTH
+    experts = _seconds(t.ram_bytes + t.disk_bytes, hardware.ram_bandwidth * RAM_SHARE)
+    hidden = _seconds(t.gpu_hidden_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0
+    return (
+        max(experts, hidden)
+        + (_seconds(t.gpu_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0)
+        + _seconds(t.disk_bytes, hardware.disk_bandwidth * DISK_SHARE)
+        + _seconds(attention, hardware.int8_ops * DECODE_ATTENTION_SHARE)
+        + t.cpu_layers * CPU_LAYER_SECONDS
+        + t.gpu_layers * GPU_LAYER_SECONDS
+        + t.handoffs * HANDOFF_SECONDS
+        + CPU_TOKEN_SECONDS
+    )
+
+
+def _prompt_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> tuple[float, str]:
+    """Seconds of a prompt of PROMPT tokens, and what most of them go to."""
+    attention = t.cpu_layers * t.prompt_operations * PROMPT * PROMPT / 2
+    compute = _seconds(t.cpu_operations, hardware.int8_ops * INT8_SHARE)
+    compute += _seconds(attention, hardware.int8_ops * PROMPT_ATTENTION_SHARE)
+    read = _seconds(t.prompt_ram_bytes + t.prompt_disk_bytes, hardware.ram_bandwidth * RAM_SHARE)
+    on_gpu = 0.0
+    if gpu:
+        on_gpu = max(
+            _seconds(t.prompt_gpu_bytes, gpu.bandwidth * GPU_SHARE),
+            _seconds(t.gpu_operations, gpu.bandwidth * GPU_OPERATIONS_PER_BYTE),
+        )
+    parts = {
+        "CPU arithmetic": compute if compute >= read else 0.0,
+        "RAM bandwidth": read if read > compute else 0.0,
+        "GPU arithmetic": on_gpu,
+        "disk bandwidth": _seconds(t.prompt_disk_bytes, hardware.disk_bandwidth),
+    }
+    fixed = t.cpu_layers * PREFILL_LAYER_SECONDS + t.gpu_layers * GPU_LAYER_SECONDS
+    return sum(parts.values()) + fixed + CPU_TOKEN_SECONDS, max(parts, key=lambda n: parts[n])
