@@ -1,10 +1,10 @@
 """The Hugging Face hub: what a repository holds, and the bytes of one file.
 
 huggingface_hub gives the listing, the token, the mirror (HF_ENDPOINT) and the HTTP session with its
-proxies and certificates. The bytes are asked for here with Range requests, because its own download
-starts a file anew after the process was ended, which with parts of 50 GB is not to be borne. Plain
-HTTP: Xet, the hub's other way, keeps a second copy in a cache, is not spoken by mirrors, and does
-not go on where a process was ended either; the hub serves all Xet files by HTTP too.
+proxies and certificates. The bytes are asked for here with Range requests: its own download (2.4)
+starts a file anew after the process was ended, and a part of R1 has 50 GB. Plain HTTP, too: Xet,
+the hub's other way, keeps a second copy in a cache, is not spoken by mirrors, and does not go on
+where a process was ended either; the hub serves all Xet files by HTTP.
 """
 
 from __future__ import annotations
