@@ -170,16 +170,32 @@ def _shorter(choice: Choice, hardware: Hardware) -> list[Choice]:
     if context < LEAST_CONTEXT:
         return []
     other = planned(choice.model, choice.quant, choice.stock, hardware, context, choice.exact)
-    better = other.decode_tps > 1.01 * choice.decode_tps or (other.fits and not choice.fits)
+    better = other.decode_tps > 1.05 * choice.decode_tps or (other.fits and not choice.fits)
     return [other] if better else []
 
 
+def _usual_bytes(entry: ModelEntry) -> int:
+    names = quants(entry)
+    return (entry.quants[names[0]].nbytes or 0) if names else 0
+
+
 def _other_models(choice: Choice, hardware: Hardware, context: int | None) -> list[Choice]:
-    """The two biggest other models that fit and are quick enough; else the smallest that fits."""
+    """The two biggest smaller models that fit and are quick enough, else the smallest that fits.
+
+    For a model of R1's family only those that reason as it does.
+    """
+    own = registry.entries().get(choice.model)
+    family = "R1" if own and "R1" in own.title else ""
+    smaller = [
+        entry
+        for entry in registry.entries().values()
+        if family in entry.title and 0 < _usual_bytes(entry) < choice.stock.nbytes
+    ]
+    plans = [best_quant(entry, hardware, context) for entry in smaller]
     others = [
         other
-        for other in everything(hardware, context)
-        if other.fits and other.model != choice.model and other.stock.nbytes < choice.stock.nbytes
+        for other in plans
+        if other and other.fits and other.stock.parameters < choice.stock.parameters * 0.9
     ]
     others.sort(key=lambda other: -other.stock.parameters)
     quick = [other for other in others if other.decode_tps >= QUICK_ENOUGH]

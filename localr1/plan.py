@@ -6,8 +6,9 @@ Text only: the choices come from localr1.choices, their plans from offload.plann
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -34,6 +35,16 @@ def gib(nbytes: float) -> str:
     return f"{nbytes / _GIB:,.1f} GiB"
 
 
+def size(nbytes: float) -> str:
+    """`6.10 GiB`, `9.6 MiB`: the line of an item."""
+    return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB / 10 else f"{nbytes / (1 << 20):.1f} MiB"
+
+
+def decimal(nbytes: float) -> str:
+    """`404.6 GB`, `16 MB`: as the hub counts."""
+    return f"{nbytes / _GB:.1f} GB" if nbytes >= _GB / 10 else f"{nbytes / 1e6:.0f} MB"
+
+
 def speed(tokens_per_second: float) -> str:
     """Tokens a second with two or three digits: `0.25`, `9.7`, `96`."""
     if tokens_per_second < 1:
@@ -54,8 +65,7 @@ def verdict(choice: Choice) -> str:
     if plan.context < plan.asked_context:
         context += f" ({plan.asked_context:,} would not fit)"
     if plan.fits:
-        where = "one GPU" if plan.gpu and not _routed_in_ram(choice) else "memory"
-        where = "GPU and RAM" if plan.gpu and _weights_in_ram(choice) else where
+        where = {"GPU + RAM": "GPU and RAM", "GPU": "the GPU"}.get(_where(choice), "RAM")
         return f"{choice.name} fits {where} with {context}."
     short = f"{choice.name} does not fit: {gib(plan.shortfall)} of RAM are missing"
     if not plan.works:
@@ -68,21 +78,25 @@ def _weights_in_ram(choice: Choice) -> bool:
     return bool(kinds - {Kind.EMBEDDING, Kind.UNUSED})
 
 
-def _routed_in_ram(choice: Choice) -> bool:
-    return any(weight.kind == Kind.ROUTED for weight in _in_tier(choice, Tier.RAM))
-
-
 def _in_tier(choice: Choice, tier: Tier) -> list[Weight]:
     return [w for w in choice.stock.weights if choice.placement.tier(w.name) is tier]
 
 
-def card(choice: Choice, hardware: Hardware, others: Sequence[Choice]) -> str:
-    """The plan for a person: verdict, where what lies, speeds and their limits, other choices."""
+def card(
+    choice: Choice,
+    hardware: Hardware,
+    others: Sequence[Choice],
+    given: Collection[str] = (),
+) -> str:
+    """The plan for a person: verdict, where what lies, speeds and their limits, other choices.
+
+    `given`: facts of `hardware` that its user typed.
+    """
     parts = [
         textwrap.fill(verdict(choice), _WIDTH),
         _places(choice),
         _speeds(choice),
-        _footing(choice, hardware),
+        _footing(choice, hardware, given),
     ]
     if others:
         parts.append("other choices\n" + table(others, choice.placement.context))
@@ -96,7 +110,7 @@ def _places(choice: Choice) -> str:
         title = f"GPU    {gib(plan.gpu_bytes)} of {gib(plan.gpu_room)}"
         columns.append(_column(title, plan.gpu))
     columns.append(_column(f"RAM    {gib(plan.ram_bytes)} of {gib(plan.ram_room)}", plan.ram))
-    if plan.disk_bytes and not plan.fits:
+    if not plan.fits:
         columns[-1] += ["", *_column(f"disk   {gib(plan.disk_bytes)}", plan.disk)]
     rows = zip_longest(*columns, fillvalue="")
     return "\n".join("  ".join(cell.ljust(_COLUMN) for cell in row).rstrip() for row in rows)
@@ -104,7 +118,7 @@ def _places(choice: Choice) -> str:
 
 def _column(title: str, items: Sequence[Item]) -> list[str]:
     rows = [item for item in items if item.name != Kind.UNUSED]
-    return [title, *(f"  {item.name:<18}{item.nbytes / _GIB:>8.2f} GiB" for item in rows)]
+    return [title, *(f"  {item.name:<18}{size(item.nbytes):>12}" for item in rows)]
 
 
 def _speeds(choice: Choice) -> str:
@@ -119,7 +133,7 @@ def _speeds(choice: Choice) -> str:
     ))  # fmt: skip
 
 
-def _footing(choice: Choice, hardware: Hardware) -> str:
+def _footing(choice: Choice, hardware: Hardware, given: Collection[str]) -> str:
     """What the figures rest on."""
     facts = {
         "ram_bandwidth": hardware.ram_bandwidth / _GB,
@@ -130,16 +144,17 @@ def _footing(choice: Choice, hardware: Hardware) -> str:
     if choice.placement.gpu and gpu:
         facts["gpu.bandwidth"] = gpu.bandwidth / _GB
     lines = []
-    for word, wanted in (("measured", False), ("assumed", True)):
-        names = [name for name in facts if (name in hardware.assumed) is wanted]
-        if names:
-            lines.append(f"{word}: " + ", ".join(_WORDS[n].format(facts[n]) for n in names))
+    told: dict[str, list[str]] = {"given": [], "measured": [], "assumed": []}
+    for name, value in facts.items():
+        word = "assumed" if name in hardware.assumed else "measured"
+        told["given" if name in given else word].append(_WORDS[name].format(value))
+    lines += [f"{word}: {', '.join(texts)}" for word, texts in told.items() if texts]
     source = "by its quant's rule, within 0.2 %"
     if choice.exact:
         source = "of the file itself"
     elif choice.stock.approximate:
         source = "from the size of its files, about"
-    lines.append(f"weights: {choice.stock.nbytes / _GB:.1f} GB {source}")
+    lines.append(f"weights: {decimal(choice.stock.nbytes)} {source}")
     if choice.placement.gpu:
         lines.append("GPU speeds are estimates: its kernels are not part of this version")
     if hardware.gpus and not gpu:
@@ -156,7 +171,7 @@ def table(choices: Sequence[Choice], context: int = 0) -> str:
         short = f"{plan.shortfall / _GIB:,.0f} GiB short" if plan.works else "no"
         rows.append((
             choice.name,
-            f"{choice.stock.nbytes / _GB:.1f} GB",
+            decimal(choice.stock.nbytes),
             _where(choice) if plan.fits else short,
             f"{plan.context:,}",
             f"{speed(p.decode_tps)} tok/s" if plan.works else "-",
@@ -227,8 +242,7 @@ def explain(choice: Choice, name: str) -> str:
     weights = [w for w in choice.stock.weights if name == w.name]
     weights = weights or [w for w in choice.stock.weights if name in w.name or name == w.kind]
     if not weights:
-        names = sorted({w.name.split(".", 2)[-1].removesuffix(".weight") for w in
-                        choice.stock.weights})  # fmt: skip
+        names = sorted({re.sub(r"^blk\.\d+\.", "", w.name) for w in choice.stock.weights})
         raise LocalR1Error(f"{choice.name} has no weight {name!r}", f"it has {', '.join(names)}")
     paragraphs = []
     for kind, tier in dict.fromkeys((w.kind, choice.placement.tier(w.name)) for w in weights):
@@ -245,8 +259,8 @@ def _why(choice: Choice, weights: list[Weight], kind: Kind, tier: Tier) -> str:
     )
     read = sum(weight.nbytes * weight.read_fraction for weight in weights)
     head = (
-        f"{what} ({kind.value}, {total / _GIB:.2f} GiB, of which a token reads {read / 2**20:.1f} "
-        f"MiB): {'VRAM' if tier is Tier.GPU else tier.name if tier is Tier.RAM else 'the disk'}."
+        f"{what} ({kind.value}, {size(total)}, of which a token reads {size(read)}): "
+        f"{'VRAM' if tier is Tier.GPU else tier.name if tier is Tier.RAM else 'the disk'}."
     )
     return f"{head} {_reason(choice, kind, tier, plan.gpu_room - plan.gpu_bytes)}"
 

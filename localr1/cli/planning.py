@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from offload.hardware import Hardware
 
 
+_FACTS = {"ram_bandwidth": "ram_bandwidth", "pcie": "gpu.pcie", "vram_bandwidth": "gpu.bandwidth"}
+
+
 @app.command()
 @guarded
 def plan(
@@ -65,7 +68,8 @@ def plan(
     if as_json:
         print(json.dumps(telling.to_json(choice, others)))
     else:
-        print(telling.card(choice, machine, others))
+        given = {_FACTS[name] for name, value in speeds.items() if value is not None}
+        print(telling.card(choice, machine, others, given))
     return 0 if choice.fits else NO_MEMORY
 
 

@@ -16,6 +16,7 @@ from localr1.errors import BadFile, DoesNotFit, LocalR1Error
 from localr1.events import Progress
 from localr1.models.source import open_source
 from offload import syscalls
+from offload.planner import PROGRAM
 from offload.residency import holder
 from tests import toy
 from tests.offload.test_residency import refuse
@@ -80,7 +81,7 @@ def test_no_memory_for_an_owned_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_bigger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused with a way out, unless mapping was asked for: then nothing is read in advance."""
-    small = 512 * (1 << 20) + (8 << 20)  # workspace and cache fit, 16 MiB of weights do not
+    small = PROGRAM + (80 << 20)  # margin, workspace and cache fit, 16 MiB of weights do not
     for name in ("auto", "owned"):
         with pytest.raises(DoesNotFit) as caught:
             localr1.load("tiny-r1", context=64, ram=small, residency=name)

@@ -1,0 +1,70 @@
+"""The loader does what the plan says: same numbers, shorter contexts, refusals with ways out."""
+
+from __future__ import annotations
+
+import pytest
+
+import localr1
+from localr1.engine import load as loading
+from localr1.errors import DoesNotFit
+from localr1.models import inventory
+from localr1.models.source import open_source, read_config
+from offload.hardware import on_paper
+from offload.placement import Tier
+from offload.planner import LEAST_CONTEXT, plan
+from tests import toy
+
+IDS = [5, 6, 7, 8]
+
+
+def room_for(context: int) -> int:
+    """The least RAM in which tiny-r1 fits with a context of so many tokens."""
+    source = open_source(toy.TINY_R1)
+    stock = inventory.from_source(source, read_config(source))
+    low, high = 0, 1 << 33
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = plan(stock.weights, on_paper(vram=None, ram=middle), context, stock.demands)
+        fits = found.fits and found.context == context
+        low, high = (low, middle) if fits else (middle, high)
+    return high
+
+
+def test_the_engine_holds_the_plan() -> None:
+    llm = localr1.load("tiny-r1", context=256)
+    found = llm.engine.placement
+    assert found is not None and found.fits
+    assert llm.engine.max_context == found.context == 256
+    assert set(found.tiers.values()) == {Tier.RAM}
+    cache = next(item for item in found.ram if item.name == "MLA cache")
+    assert cache.nbytes == llm.engine.cache.rows.nbytes
+
+
+def test_the_plan_is_exact_at_its_edge() -> None:
+    room = room_for(512)
+    llm = localr1.load("tiny-r1", context=512, ram=room)
+    assert llm.engine.max_context == 512
+    assert llm.logits(IDS).shape == (4, 768)
+    with pytest.raises(DoesNotFit) as caught:
+        localr1.load("tiny-r1", context=512, ram=room - (1 << 20))
+    assert caught.value.code == 4
+    assert "--residency mapped" in caught.value.hint
+
+
+def test_the_context_shrinks_before_a_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tiny-r1 holds 2,048 tokens, so the least worth shrinking to is made less here."""
+    monkeypatch.setattr("offload.planner.LEAST_CONTEXT", 256)
+    room = room_for(1024)
+    llm = localr1.load("tiny-r1", context=2048, ram=room)
+    assert llm.engine.max_context == 1024
+    assert llm.engine.placement is not None
+    assert llm.engine.placement.asked_context == 2048
+    assert llm.logits(IDS).shape == (4, 768)
+
+
+def test_ram_that_is_not_there_is_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ram=` cannot be more than what is free, which is measured at every start."""
+    monkeypatch.setattr(loading, "available_bytes", lambda: 64 << 20)
+    with pytest.raises(DoesNotFit, match=r"0\.1 GiB is free"):
+        localr1.load("tiny-r1", ram="500GiB")
+    assert LEAST_CONTEXT > 0

@@ -1,0 +1,87 @@
+"""Predicted speeds: limits by hand, and that no better number ever predicts slower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offload.hardware import Hardware, on_paper
+from offload.predict import PROMPT, Traffic, predict
+
+GIB = 1 << 30
+NOTHING = Traffic(
+    gpu_bytes=0, gpu_hidden_bytes=0, ram_bytes=0, disk_bytes=0, gpu_layers=0, cpu_layers=0,
+    handoffs=0, decode_operations=0, prompt_operations=0, prompt_ram_bytes=0, prompt_gpu_bytes=0,
+    prompt_disk_bytes=0, cpu_operations=0, gpu_operations=0, stored_bytes=0,
+)  # fmt: skip
+
+
+def machine(**speeds: float) -> Hardware:
+    base = on_paper(
+        vram=24 * GIB, ram=64 * GIB, ram_bandwidth=200e9, vram_bandwidth=1000e9, pcie=25e9
+    )
+    return replace(base, disk_bandwidth=2e9, int8_ops=10e12, **speeds)
+
+
+def test_the_limit_is_bytes_by_bandwidth() -> None:
+    """Design: CPU bytes by RAM bandwidth, GPU bytes by VRAM bandwidth, one after the other."""
+    hardware = machine()
+    traffic = replace(NOTHING, ram_bytes=12.31e9, gpu_bytes=8e9, gpu_hidden_bytes=1e9)
+    found = predict(traffic, hardware, hardware.gpus[0])
+    assert abs(found.decode_limit_tps - 1 / (12.31 / 200 + 8 / 1000)) < 1e-6
+    assert found.decode_limit == "RAM bandwidth"
+    assert 0.7 * found.decode_limit_tps < found.decode_tps < found.decode_limit_tps
+    on_disk = predict(replace(traffic, disk_bytes=2e9), hardware, hardware.gpus[0])
+    assert on_disk.decode_limit == "disk bandwidth"
+    assert on_disk.decode_limit_tps < 1.0
+
+
+def test_a_prompt_is_bound_by_arithmetic_or_by_reading() -> None:
+    hardware = machine()
+    computing = replace(NOTHING, cpu_operations=100e12, prompt_ram_bytes=1e9)
+    reading = replace(NOTHING, cpu_operations=1e9, prompt_ram_bytes=400e9)
+    assert predict(computing, hardware, None).prefill_limit == "CPU arithmetic"
+    found = predict(reading, hardware, None)
+    assert found.prefill_limit == "RAM bandwidth"
+    assert found.prefill_tps < PROMPT / (400 / 200)
+
+
+def test_loading_is_reading_the_disk() -> None:
+    hardware = machine()
+    assert predict(replace(NOTHING, stored_bytes=40 * 10**9), hardware, None).load_seconds == 20
+
+
+amounts = st.floats(0, 1e13)
+traffics = st.builds(
+    Traffic,
+    gpu_bytes=amounts, gpu_hidden_bytes=amounts, ram_bytes=amounts, disk_bytes=amounts,
+    gpu_layers=st.integers(0, 100), cpu_layers=st.integers(0, 100), handoffs=st.integers(0, 100),
+    decode_operations=st.integers(0, 1 << 20), prompt_operations=st.integers(0, 1 << 20),
+    prompt_ram_bytes=amounts, prompt_gpu_bytes=amounts, prompt_disk_bytes=amounts,
+    cpu_operations=amounts, gpu_operations=amounts, stored_bytes=st.integers(0, 10**13),
+)  # fmt: skip
+SPEEDS = ("ram_bandwidth", "disk_bandwidth", "int8_ops")
+
+
+@given(traffics, st.sampled_from(SPEEDS), st.floats(1, 1000))
+def test_a_quicker_part_is_never_slower(traffic: Traffic, name: str, more: float) -> None:
+    hardware = machine()
+    better = replace(hardware, **{name: getattr(hardware, name) * more})
+    card = hardware.gpus[0]
+    quick_card = replace(card, bandwidth=card.bandwidth * more)
+    before = predict(traffic, hardware, card)
+    for after in (predict(traffic, better, card), predict(traffic, hardware, quick_card)):
+        assert after.decode_tps >= before.decode_tps * (1 - 1e-9)
+        assert after.prefill_tps >= before.prefill_tps * (1 - 1e-9)
+        assert after.decode_limit_tps >= before.decode_limit_tps * (1 - 1e-9)
+        assert after.load_seconds <= before.load_seconds
+
+
+@given(traffics)
+def test_nothing_beats_its_limit(traffic: Traffic) -> None:
+    hardware = machine()
+    found = predict(traffic, hardware, hardware.gpus[0])
+    assert 0 < found.decode_tps <= found.decode_limit_tps
+    assert found.prefill_tps > 0
