@@ -11,7 +11,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from localr1 import registry, store
+from localr1 import machine, registry, store
+from offload.hardware import on_paper
 from tests import test_cli
 from tests.hub import Hub, serving
 from tests.test_cli import Cli, assert_error
@@ -49,6 +50,48 @@ def test_from_the_hub_to_an_answer(hub: Hub, run_cli: Cli) -> None:
     facts = json.loads(again.out)
     assert facts["path"] == str(stored.path) and facts["repository"] == "someone/tiny-GGUF"
     assert facts["files"] == {file.name: file.sha256 for file in stored.manifest.files}
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("name", "vram", "ram", "quant"),
+    [
+        ("deepseek-r1", 24, 400, "Q4_K_M"),
+        ("deepseek-r1", 24, 240, "Q2_K"),
+        ("deepseek-r1:7b", None, 32, "Q4_K_M"),
+    ],
+)
+def test_the_plan_picks_the_quant(
+    hub: Hub,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    vram: int | None,
+    ram: int,
+    quant: str,
+) -> None:
+    paper = on_paper(vram=vram and vram * GIB, ram=ram * GIB)
+    monkeypatch.setattr(machine, "hardware", lambda **_: paper)
+    entry = registry.parse(name)[0]
+    row = entry.quants[quant]
+    hub.add(row.repo, {row.pattern.replace("*", f"model-{quant}"): b"weights"})
+    pulled = run_cli("pull", name)
+    assert pulled.code == 0 and f"{entry.name}:{quant} fits" in pulled.err
+    assert [stored.name for stored in store.all_stored()] == [f"{entry.name}:{quant}"]
+
+
+def test_what_fits_nowhere_is_fetched_only_by_name(
+    hub: Hub, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper = on_paper(vram=None, ram=16 * GIB)
+    monkeypatch.setattr(machine, "hardware", lambda **_: paper)
+    refused = run_cli("pull", "deepseek-r1")
+    assert_error(refused, 4, "no quant of deepseek-r1 fits here")
+    assert "`localr1 pull deepseek-r1:" in refused.err and not hub.requests
+    hub.add("unsloth/DeepSeek-R1-GGUF", {"DeepSeek-R1-Q4_K_M/r1-Q4_K_M.gguf": b"weights"})
+    assert run_cli("pull", "deepseek-r1:Q4_K_M").code == 0
 
 
 def test_damage_is_found_by_the_hubs_sum(hub: Hub, run_cli: Cli) -> None:

@@ -84,8 +84,25 @@ def pull(model: Name, as_json: Json = False, debug: Debug = False) -> None:
 
 
 def _quant_for(entry: ModelEntry | None) -> str | None:
-    """The quant to fetch where the user names none; None leaves it to what the repository has."""
-    return entry.default_quant if entry else None
+    """The quant that the plan finds best for this machine; None leaves it to the repository."""
+    if entry is None:
+        return None
+    from localr1 import choices, machine, plan
+    from localr1.errors import DoesNotFit
+    from localr1.progress import ProgressLine
+
+    with ProgressLine(sys.stderr) as progress:
+        hardware = machine.hardware(report=progress.show)
+    choice = choices.best_quant(entry, hardware)
+    if choice is None:
+        return entry.default_quant
+    if not choice.fits:
+        hint = (
+            f"`localr1 plan` says what does; `localr1 pull {choice.name}` fetches it all the same"
+        )
+        raise DoesNotFit(f"no quant of {entry.name} fits here: {plan.verdict(choice)}", hint)
+    print(plan.verdict(choice), file=sys.stderr)
+    return choice.quant
 
 
 def _announce(job: Job) -> None:
