@@ -14,15 +14,19 @@ from numba import njit, types
 
 from cpu_experts.cache import c_function, entry
 from cpu_experts.memory import atomic_add, load_i64, prefetch
-from cpu_experts.pool import ITEM, get_threads, pool_address, run_job
+from cpu_experts.pool import ITEM, get_threads, pool_address, run_job, set_threads
 from cpu_experts.vectors import dot_bytes, or_, splat_8_bytes, sum_floats, to_floats, xor
 
 # Bytes of a read item, from half a thread's share of what is left down to the least: each new
 # stream costs a microsecond or two, and so does waiting for the last one.
 _LEAST, _MOST = 1 << 18, 1 << 23
-_DISTANCES = (512, 1024, 2048, 4608)  # bytes between a load and its prefetch: the best counts
+# (streams, bytes between a load and its prefetch): a core may keep more lines on their way from
+# several places than from one. What reads fastest counts.
+_WAYS = [(streams, ahead) for streams in (1, 2, 4) for ahead in (512, 1024, 2048)]
+_TURN = 512  # bytes of a stream's turn
+_PAGE, _ROUNDS = 4096, 3
 _LOOPS = 1 << 14  # of 16 VPDPBUSD each, in an item
-_ADDRESS, _STARTS, _AHEAD, _SINK = 0, 8, 16, 128
+_ADDRESS, _STARTS, _STREAMS, _AHEAD, _SINK = 0, 8, 16, 24, 128
 _JOB_WORDS = 32
 
 
@@ -30,12 +34,15 @@ def _read_item(job, item, slot, scratch):
     """Read one piece; the sum goes where the compiler cannot see that nobody reads it."""
     place = load_i64(job + _STARTS) + 8 * item
     start = load_i64(job + _ADDRESS) + load_i64(place)
+    size = (load_i64(place + 8) - load_i64(place)) // load_i64(job + _STREAMS)
     ahead, total = load_i64(job + _AHEAD), 0
-    for line in range(0, load_i64(place + 8) - load_i64(place), 512):
-        for part in range(0, 512, 64):
-            prefetch(start + line + part + ahead)
-        for word in range(0, 512, 8):
-            total += load_i64(start + line + word)
+    for turn in range(start, start + size, _TURN):
+        for stream in range(load_i64(job + _STREAMS)):
+            first = turn + stream * size
+            for line in range(first, first + _TURN, 64):
+                prefetch(line + ahead)
+                for word in range(0, 64, 8):
+                    total += load_i64(line + word)
     atomic_add(job + _SINK, total)
 
 
@@ -51,26 +58,45 @@ def _starts(n_bytes: int, threads: int) -> np.ndarray:
     starts = [0]
     while starts[-1] < n_bytes:
         left = n_bytes - starts[-1]
-        size = min(max(left // (2 * threads), _LEAST), _MOST) // 4096 * 4096
+        size = min(max(left // (2 * threads), _LEAST), _MOST) // _PAGE * _PAGE
         starts.append(min(starts[-1] + size, n_bytes))
     return np.array(starts, dtype=np.int64)
 
 
-def read_seconds(memory: np.ndarray, ahead: int = 1024) -> float:
-    """Seconds that the pool takes to read `memory` (uint8) once, prefetching `ahead` bytes."""
+def read_seconds(memory: np.ndarray, way: tuple[int, int] = _WAYS[0]) -> float:
+    """Seconds that the pool takes to read `memory` (uint8) once; `way` is one of `best_way`'s."""
     run, code = entry(_run, _RUN), c_function(_read_item, ITEM)
     job, pool = np.zeros(_JOB_WORDS, dtype=np.int64), pool_address()
-    starts = _starts(memory.nbytes // 512 * 512, get_threads())
+    starts = _starts(memory.nbytes // _PAGE * _PAGE, get_threads())
     job[_ADDRESS // 8], job[_STARTS // 8] = memory.ctypes.data, starts.ctypes.data
-    job[_AHEAD // 8] = ahead
+    job[_STREAMS // 8], job[_AHEAD // 8] = way
     start = time.perf_counter()
     run(len(starts) - 1, int(job.ctypes.data), 0, pool, code)
     return time.perf_counter() - start
 
 
-def best_distance(memory: np.ndarray) -> int:
-    """The prefetch distance with which `memory` is read fastest, of the ones worth trying."""
-    return min(_DISTANCES, key=lambda ahead: read_seconds(memory, ahead))
+def best_way(memory: np.ndarray) -> tuple[int, int]:
+    """The streams and the prefetch distance with which `memory` is read fastest."""
+    return min(_WAYS, key=lambda way: min(read_seconds(memory, way) for _ in range(_ROUNDS)))
+
+
+def ways_by_threads(memory: np.ndarray) -> dict[int, tuple[int, int]]:
+    """The best way to read with half of the threads in use, and with all: fewer may be faster."""
+    wanted, ways = get_threads(), {}
+    for threads in sorted({max(1, wanted // 2), wanted}):
+        set_threads(threads)
+        ways[threads] = best_way(memory)
+    return ways
+
+
+def read_limit(memory: np.ndarray, ways: dict[int, tuple[int, int]]) -> dict[int, float]:
+    """Bytes per second of reading `memory` once, for each number of threads; the last one stays."""
+    found = {}
+    for threads, way in ways.items():
+        set_threads(threads)
+        read_seconds(memory[:_LEAST], way)  # new workers come up
+        found[threads] = memory.nbytes / read_seconds(memory, way)
+    return found
 
 
 @njit(error_model="numpy")

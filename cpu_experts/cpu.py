@@ -7,6 +7,7 @@ process without an exception. AMX, AVX2 and AVX-VNNI are further rows of `_NEEDS
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -107,3 +108,15 @@ def default_threads() -> int:
     cores = len(physical_cores())
     quota = cpu_quota()
     return max(1, cores if quota is None else min(cores, round(quota)))
+
+
+def last_cache_bytes(cpus: Path = _CPUS) -> int:
+    """The last-level caches of all CPUs together; 32 MiB where the system does not say."""
+    sizes = {}
+    for level in cpus.glob("cpu[0-9]*/cache/index3"):
+        with suppress(OSError, ValueError):
+            text = (level / "size").read_text().strip()
+            unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
+            shared = (level / "shared_cpu_list").read_text()
+            sizes[shared] = int(text.rstrip("KMG")) << unit
+    return sum(sizes.values()) or 32 << 20

@@ -17,17 +17,19 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import torch
 
 import cpu_experts
 import localr1
+from cpu_experts.bandwidth import read_limit, ways_by_threads
+from cpu_experts.bench import CACHES, MOST, filled_memory
+from cpu_experts.cpu import last_cache_bytes
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import LocalR1Error
 from localr1.llm import LLM
+from localr1.machine import cpu_name
 from localr1.models.config import ModelConfig
 from localr1.models.source import Source, open_source
 from localr1.progress import ProgressLine
@@ -35,10 +37,7 @@ from localr1.progress import ProgressLine
 ROUNDS = 5
 PREFILL_TOKENS = (32, 512)
 DECODE_TOKENS = 128
-SET_PER_L3 = 20  # a working set this many times the last cache cannot live in it
 _SET_FOR_SHOW = 4  # enough where the bandwidth is only printed
-_CHUNK_VALUES = 1 << 28  # float32 values of one BLAS call: 1 GiB
-MOST = 1.02  # a share above this means that the limit was measured badly
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +72,12 @@ def run(model: str, threads: int | None = None) -> dict[str, Any]:
     touched = bytes_per_token(source, llm.config)
     # What fits the cache is not read from RAM, and RAM is then no limit.
     applies = source.nbytes > last_cache_bytes()
-    bandwidth, working_set = read_bandwidth(used, SET_PER_L3 if applies else _SET_FOR_SHOW)
+    bandwidth, working_set = read_bandwidth(CACHES if applies else _SET_FOR_SHOW)
     decode_limit = bandwidth * 1e9 / touched
     limits = {
         "read_bandwidth": bandwidth,
         "read_bandwidth_unit": "GB/s",
-        "read_bandwidth_method": f"float32 dot product of {working_set / 1e9:.1f} GB with itself",
+        "read_bandwidth_method": f"prefetched reads of {working_set / 1e9:.1f} GB",
         "bytes_per_token": touched,
         "decode": decode_limit,
         "decode_unit": "tokens/s",
@@ -175,42 +174,22 @@ def _bytes_read(name: str, nbytes: int, config: ModelConfig) -> int:
     return nbytes
 
 
-def read_bandwidth(threads: int, caches: int) -> tuple[float, int]:
+def read_bandwidth(caches: int) -> tuple[float, int]:
     """The best read bandwidth over thread counts, in GB/s, and the working set in bytes.
 
-    A dot product with itself, by torch's BLAS, of an array as large as `caches` last-level caches
-    (or a third of the free RAM): simple, and within some percent of what a kernel made for it
-    reaches.
+    The set is as large as `caches` last caches, or a third of the free RAM.
     """
     wanted = max(caches * last_cache_bytes(), 1 << 28)
-    values = min(wanted, psutil.virtual_memory().available // 3) // 4
-    memory = torch.ones(values)
-    chunks = memory.split(_CHUNK_VALUES)
-    best, before = 0.0, torch.get_num_threads()
-    for count in sorted({1, max(1, threads // 2), threads}):
-        torch.set_num_threads(count)
-        for _ in range(3):
-            began = time.perf_counter()
-            for chunk in chunks:
-                torch.dot(chunk, chunk)
-            best = max(best, values * 4 / (time.perf_counter() - began) / 1e9)
-    torch.set_num_threads(before)
-    return best, values * 4
-
-
-def last_cache_bytes() -> int:
-    """Size of the last level of the CPU's cache; 32 MiB where the system does not say."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
-        return int(text.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(text[-1], 0)
-    except (OSError, ValueError):
-        return 32 << 20
+    memory = filled_memory(min(wanted, psutil.virtual_memory().available // 3))
+    ways = ways_by_threads(memory[: 1 << 28])
+    best = max(max(read_limit(memory, ways).values()) for _ in range(3))
+    return best / 1e9, memory.nbytes
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "threads": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "last_cache_bytes": last_cache_bytes(),
@@ -220,15 +199,6 @@ def machine() -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "numba", "numpy")},
         "localr1": localr1.__version__,
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def card(result: dict[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """`localr1 bench --kernels`: each format's kernels beside the limits of this machine.
 
 The measuring is cpu_experts.bench's: R1's shapes, each round beside a read of as many bytes
-(decode) or the VNNI peak (prefill). Here: how much memory to use, whether fewer threads read
-faster, the card, and the refusal of a share that cannot be.
+(decode) or the VNNI peak (prefill). Here: the card, and the refusal of a share that cannot be.
 """
 
 from __future__ import annotations
@@ -13,21 +12,16 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-import numpy as np
-import psutil
-
 import cpu_experts
-from cpu_experts.bandwidth import best_distance, read_seconds
-from cpu_experts.bench import bench_rows
-from localr1.bench import MOST, SET_PER_L3, last_cache_bytes, machine
+from cpu_experts.bench import CACHES, MOST, bench_rows, working_set
+from cpu_experts.cpu import last_cache_bytes
+from localr1.bench import machine
 from localr1.errors import USAGE, LocalR1Error
 from localr1.events import Progress
 from localr1.progress import ProgressLine
 
 DEFAULT_FORMATS = ("Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K", "IQ4_XS")
 DEFAULT_SECONDS = 5.0
-_PROBE_BYTES = 1 << 30  # of a read that only compares thread counts
-_PROBE_ROUNDS = 7
 
 
 def main(formats: str | None, seconds: float | None, threads: int | None, as_json: bool) -> None:
@@ -61,63 +55,32 @@ def run(
         raise LocalR1Error("--seconds must be above 0", "--seconds 5 is usual", USAGE)
     cpu_experts.set_threads(threads)
     names, size = tuple(formats), working_set()
-    by_threads = bandwidth_by_threads(min(size, _PROBE_BYTES))
-    # The limit beside a round is read with all threads; where fewer read faster, that is the limit.
-    advantage = max(1.0, max(by_threads.values()) / by_threads[cpu_experts.get_threads()])
     rows = []
     with ProgressLine(sys.stderr) as progress:
         for row in bench_rows(names, seconds, size):
-            rows.append(_against(row, advantage) if row["phase"] == "decode" else row)
+            rows.append(row)
             done = names.index(row["format"]) + 1
             progress.show(Progress(f"Measured {row['format']}", done, len(names), "kernels"))
     return {
         "machine": {**machine(), "tier": cpu_experts.tier()},
         "model": None,
-        "limits": _limits(rows, by_threads, size),
+        "limits": _limits(rows, size),
         "rows": rows,
     }
 
 
-def working_set() -> int:
-    """Bytes of weights: 20 last-level caches, or a third of the free RAM if that is less."""
-    return min(SET_PER_L3 * last_cache_bytes(), psutil.virtual_memory().available // 3)
-
-
-def bandwidth_by_threads(size: int) -> dict[int, float]:
-    """GB/s of prefetched reads of `size` bytes with one, half and all threads.
-
-    They take turns, and the median counts: a moment's noise must not look like an advantage.
-    """
-    wanted = cpu_experts.get_threads()
-    memory = np.ones(size, dtype=np.uint8)
-    ahead = best_distance(memory)
-    speeds: dict[int, list[float]] = {n: [] for n in sorted({1, max(1, wanted // 2), wanted})}
-    for _ in range(_PROBE_ROUNDS):
-        for count, found in speeds.items():
-            cpu_experts.set_threads(count)
-            read_seconds(memory[: 1 << 20], ahead)  # the new workers come up
-            found.append(size / read_seconds(memory, ahead) / 1e9)
-    cpu_experts.set_threads(wanted)
-    return {count: median(found) for count, found in speeds.items()}
-
-
-def _against(row: dict[str, Any], advantage: float) -> dict[str, Any]:
-    """A decode row against the limit of the best number of threads."""
-    spread = [share / advantage for share in row["spread"]]
-    return {**row, "share": row["share"] / advantage, "spread": spread}
-
-
-def _limits(rows: list[dict[str, Any]], by_threads: dict[int, float], size: int) -> dict[str, Any]:
+def _limits(rows: list[dict[str, Any]], size: int) -> dict[str, Any]:
     """The medians of the limits that were measured beside the rows."""
 
     def limit(phase: str) -> float | None:
-        found = [row["value"] / row["share"] for row in rows if row["phase"] == phase]
+        found = [row["limit"] for row in rows if row["phase"] == phase]
         return median(found) if found else None
 
+    by_threads = [row["limit_by_threads"] for row in rows if row["phase"] == "decode"]
     return {
         "read_bandwidth": limit("decode"),
         "read_bandwidth_unit": "GB/s",
-        "read_bandwidth_by_threads": by_threads,
+        "read_bandwidth_by_threads": {n: median(f[n] for f in by_threads) for n in by_threads[0]},
         "working_set": size,
         "working_set_per_last_cache": size / last_cache_bytes(),
         "vnni_peak": limit("prefill"),
@@ -140,13 +103,13 @@ def card(result: dict[str, Any]) -> str:
     """The result for a person."""
     host, limits = result["machine"], result["limits"]
     caches = limits["working_set_per_last_cache"]
-    short = "" if caches >= SET_PER_L3 else f", the most that fits (wanted: {SET_PER_L3})"
+    short = "" if caches >= CACHES else f", the most that fits (wanted: {CACHES})"
     speeds = limits["read_bandwidth_by_threads"].items()
     lines = [
         f"expert kernels ({host['tier']}) on {host['cpu']}, {host['cores']} cores, "
         f"{host['ram_bytes'] / 2**30:.0f} GiB",
         "  memory reads   " + ", ".join(f"{speed:.1f} GB/s with {n}" for n, speed in speeds)
-        + " threads; beside the kernels " + _figure(limits["read_bandwidth"], "GB/s"),
+        + " threads",
         f"  working set    {limits['working_set'] / 1e9:.1f} GB = {caches:.0f} last caches{short}",
         f"  VNNI peak      {_figure(limits['vnni_peak'], 'GOP/s')}",
         "",

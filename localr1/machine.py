@@ -149,15 +149,16 @@ def _measured(folder: Path, threads: int | None, report: Report) -> Hardware:
 def _ram_bandwidth() -> float:
     """Bytes/second of prefetched reads by the threads of the pool; the best of many rounds."""
     import cpu_experts
-    from cpu_experts.bandwidth import best_distance, read_seconds
+    from cpu_experts import cpu
+    from cpu_experts.bandwidth import best_way, read_seconds
 
     room = memory.available_bytes() // _PART
-    data = _touched(min(_CACHES * last_caches_bytes(), _MOST, room), cpu_experts.get_threads())
+    data = _touched(min(_CACHES * cpu.last_cache_bytes(), _MOST, room), cpu_experts.get_threads())
     read_seconds(data[:_CHUNK])  # the workers come up
-    ahead = best_distance(data)
+    way = best_way(data[: 8 * _CHUNK])
     until, least = time.monotonic() + _READ_SECONDS, float("inf")
     while time.monotonic() < until:
-        least = min(least, read_seconds(data, ahead))
+        least = min(least, read_seconds(data, way))
     return data.nbytes / least
 
 
@@ -206,15 +207,3 @@ def _portable_peak() -> float:
         cpu_experts.matmul(x, weights)
         least = min(least, time.monotonic() - now)
     return 2 * _TOKENS * _ROWS * _COLUMNS / least
-
-
-def last_caches_bytes(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """The last-level caches of all CPUs together; 32 MiB where the system does not say."""
-    sizes = {}
-    for cache in cpus.glob("cpu[0-9]*/cache/index3"):
-        with contextlib.suppress(OSError, ValueError):
-            text = (cache / "size").read_text().strip()
-            unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
-            shared = (cache / "shared_cpu_list").read_text()
-            sizes[shared] = int(text.rstrip("KMG")) << unit
-    return sum(sizes.values()) or 32 << 20

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import cpu_experts
 import localr1
 from localr1 import bench, bench_kernels, cli
 from localr1.errors import USAGE, LocalR1Error
@@ -57,13 +56,13 @@ def test_a_share_where_the_model_is_larger_than_the_cache(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "last_cache_bytes", lambda: 1 << 20)
-    monkeypatch.setattr(bench, "read_bandwidth", lambda threads, caches: (1000.0, 1 << 30))
+    monkeypatch.setattr(bench, "read_bandwidth", lambda caches: (1000.0, 1 << 30))
     result = bench.run("tiny-r1", 1)
     decode = result["rows"][-1]
     limit = 1000e9 / result["limits"]["bytes_per_token"]
     assert decode["share"] == pytest.approx(decode["value"] / limit)
     assert "of the limit" in bench.card(result)
-    monkeypatch.setattr(bench, "read_bandwidth", lambda threads, caches: (1e-6, 1 << 30))
+    monkeypatch.setattr(bench, "read_bandwidth", lambda caches: (1e-6, 1 << 30))
     with pytest.raises(LocalR1Error, match="measured badly"):
         bench.run("tiny-r1", 1)
 
@@ -82,17 +81,9 @@ def test_bytes_of_a_token() -> None:
 
 def test_bandwidth_is_that_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "last_cache_bytes", lambda: 1 << 20)
-    speed, working_set = bench.read_bandwidth(1, 4)
+    speed, working_set = bench.read_bandwidth(4)
     assert 0.1 < speed < 10_000
     assert working_set == 1 << 28
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("32768K\n", 32 << 20), ("480M", 480 << 20), ("", 32 << 20), ("x", 32 << 20)]
-)
-def test_size_of_the_last_cache(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self: text)
-    assert bench.last_cache_bytes() == size
 
 
 def test_progress_is_for_terminals_only() -> None:
@@ -128,17 +119,6 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     with pytest.raises(LocalR1Error, match="measured badly"):
         bench_kernels.main("Q4_K", 0.01, None, as_json=True)
     assert json.loads(capsys.readouterr().out)["rows"]
-
-
-def test_the_limit_is_that_of_the_best_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"format": "Q4_K", "phase": "decode", "value": 10.0, "share": 1.0, "spread": [0.9, 1.1]}
-    monkeypatch.setattr(bench_kernels, "bench_rows", lambda *_: iter([row]))
-    monkeypatch.setattr(bench_kernels, "bandwidth_by_threads", lambda _: {1: 30.0, 2: 24.0})
-    result = bench_kernels.run(["Q4_K"], 1.0, 2)
-    cpu_experts.set_threads(None)
-    assert result["rows"][0]["share"] == pytest.approx(0.8)
-    assert result["limits"]["read_bandwidth"] == pytest.approx(12.5)
-    assert result["limits"]["vnni_peak"] is None
 
 
 def test_flags_of_the_kernels() -> None:

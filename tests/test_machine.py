@@ -159,13 +159,3 @@ def test_the_time_for_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None
     data = machine._touched(8 << 30, 2)
     assert data.nbytes == 64 << 20 and data.all()
     assert time.monotonic() - began < 5
-
-
-def test_last_caches_are_counted_once(tmp_path: Path) -> None:
-    for cpu, (size, shared) in enumerate([("32768K", "0-1"), ("32768K", "0-1"), ("96M", "2")]):
-        cache = tmp_path / f"cpu{cpu}" / "cache" / "index3"
-        cache.mkdir(parents=True)
-        (cache / "size").write_text(f"{size}\n")
-        (cache / "shared_cpu_list").write_text(f"{shared}\n")
-    assert machine.last_caches_bytes(tmp_path) == 128 << 20
-    assert machine.last_caches_bytes(tmp_path / "nothing") == 32 << 20

@@ -1,12 +1,14 @@
 """Measure kernels against limits taken in the same rounds: rows for a card, no printing.
 
 Decode is a whole MoE layer of R1's shape for one token, over experts that lie further apart than
-any cache keeps them; its limit is reading as many bytes. Prefill is 512 tokens through one gate
+any cache keeps them; its limit is reading as many bytes, by the number of threads that reads them
+fastest. Prefill is 512 tokens through one gate
 matrix; its limit is the VNNI peak.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -15,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from cpu_experts.activations import Activations
-from cpu_experts.bandwidth import best_distance, read_seconds, vnni_operations_per_second
+from cpu_experts.bandwidth import read_limit, vnni_operations_per_second, ways_by_threads
 from cpu_experts.bank import ExpertBank
-from cpu_experts.cpu import tier
+from cpu_experts.cpu import last_cache_bytes, tier
 from cpu_experts.formats import FLOAT, FORMATS
 from cpu_experts.matmul import matmul
 from cpu_experts.moe import moe_forward
@@ -26,6 +28,14 @@ from cpu_experts.tensor import QuantTensor
 
 HIDDEN, INTER, SLOTS = 7168, 2048, 8  # R1's experts
 PREFILL_TOKENS = 512
+CACHES = 20  # a working set this many times the last cache cannot live in it
+MOST = 1.02  # a share above this means that the limit was measured badly
+
+
+def working_set() -> int:
+    """Bytes of weights: 20 last caches, or half of the free RAM if that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1 << 30, min(CACHES * last_cache_bytes(), free // 2))
 
 
 def filled_memory(n_bytes: int) -> np.ndarray:
@@ -63,7 +73,8 @@ def _timed(call: Any, *args: Any) -> float:
     return time.perf_counter() - start
 
 
-def _row(name: str, phase: str, tokens: int, values: list[float], shares: list[float]) -> dict:
+def _row(name: str, phase: str, tokens: int, values: list[float], limits: list[float]) -> dict:
+    shares = [value / limit for value, limit in zip(values, limits, strict=True)]
     quarters = statistics.quantiles(shares, n=4) if len(shares) > 1 else shares * 3
     return {
         "format": name,
@@ -72,6 +83,7 @@ def _row(name: str, phase: str, tokens: int, values: list[float], shares: list[f
         "threads": get_threads(),
         "value": round(statistics.median(values) / 1e9, 2),
         "unit": "GB/s" if phase == "decode" else "GOP/s",
+        "limit": round(statistics.median(limits) / 1e9, 2),
         "share": round(statistics.median(shares), 3),
         "spread": [round(quarters[0], 3), round(quarters[2], 3)],
         "rounds": len(shares),
@@ -86,18 +98,18 @@ def decode_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
     weights = np.full((1, SLOTS), 1 / SLOTS, dtype=np.float32)
     ids = [np.arange(SLOTS, dtype=np.int32)[None] + SLOTS * layer for layer in range(layers)]
     moe_forward(x, ids[0], weights, bank)
-    ahead = best_distance(memory[-min(memory.nbytes, 1 << 28) :])
+    ways = ways_by_threads(memory[-min(memory.nbytes, 1 << 28) :])
     values: list[float] = []
-    shares: list[float] = []
+    limits: list[dict[int, float]] = []
     end, layer = time.perf_counter() + seconds, 0
-    while not shares or time.perf_counter() < end:
+    while not limits or time.perf_counter() < end:
         layer = (layer + 1) % layers
-        ours = _timed(moe_forward, x, ids[layer], weights, bank)
+        values.append(n_bytes / _timed(moe_forward, x, ids[layer], weights, bank))
         start = (layer + layers // 2) % layers * n_bytes
-        limit = read_seconds(memory[start : start + n_bytes], ahead)
-        values.append(n_bytes / ours)
-        shares.append(limit / ours)
-    return _row(name, "decode", 1, values, shares)
+        limits.append(read_limit(memory[start : start + n_bytes], ways))
+    by_threads = {n: statistics.median(limit[n] for limit in limits) / 1e9 for n in ways}
+    row = _row(name, "decode", 1, values, [max(limit.values()) for limit in limits])
+    return {**row, "limit_by_threads": {n: round(speed, 2) for n, speed in by_threads.items()}}
 
 
 def prefill_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
@@ -109,13 +121,12 @@ def prefill_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]
     matmul(shared, w)
     operations = 2 * PREFILL_TOKENS * w.rows * w.cols
     values: list[float] = []
-    shares: list[float] = []
+    limits: list[float] = []
     end = time.perf_counter() + seconds
-    while not shares or time.perf_counter() < end:
-        peak = vnni_operations_per_second()
+    while not limits or time.perf_counter() < end:
+        limits.append(vnni_operations_per_second())
         values.append(operations / _timed(matmul, shared, w))
-        shares.append(values[-1] / peak)
-    return _row(name, "prefill", PREFILL_TOKENS, values, shares)
+    return _row(name, "prefill", PREFILL_TOKENS, values, limits)
 
 
 def bench_rows(
@@ -134,8 +145,9 @@ def bench_kernels(
 ) -> list[dict[str, Any]]:
     """Decode and prefill of each format in R1's shapes, `seconds` for each.
 
-    A row: format, phase, tokens, threads, value (GB/s or GOP/s, median), unit, share of the limit
-    (median of the rounds), spread (the quartiles of the share), rounds. Prefill of a quantised
-    format needs the avx512_vnni tier. Raises ValueError where `memory_bytes` holds no 8 experts.
+    A row: format, phase, tokens, threads, value and limit (GB/s or GOP/s, medians), unit, share of
+    the limit (median of the rounds), spread (the quartiles of the share), rounds; for decode the
+    limit by threads. Prefill of a quantised format needs the avx512_vnni tier. Raises ValueError
+    where `memory_bytes` holds no 8 experts.
     """
     return list(bench_rows(formats, seconds, memory_bytes))

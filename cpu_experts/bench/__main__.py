@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cpu_experts.bandwidth import best_distance, read_seconds
-from cpu_experts.bench import decode_row, filled_memory
+from cpu_experts.bench import MOST, decode_row, filled_memory, working_set
 from cpu_experts.bench.pool_rows import pool_rows
 from cpu_experts.cpu import tier
 from cpu_experts.formats import FORMATS
 from cpu_experts.pool import get_threads, set_threads
-
-_L3 = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-_MOST = 16 << 30
-_BADLY_MEASURED = 1.02
-_PROBE = 1 << 30
 
 
 def _arguments() -> argparse.Namespace:
@@ -39,37 +29,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _working_set(gib: float | None) -> int:
-    """Bytes to read from: as asked, or 20 last caches, but at most half of what is free."""
-    if gib is not None:
-        return int(gib * (1 << 30))
-    try:
-        cache = int(_L3.read_text().strip().rstrip("K")) << 10
-    except (OSError, ValueError):
-        cache = 32 << 20
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1 << 30, min(20 * cache, free // 2, _MOST))
-
-
-def _limits(memory: np.ndarray, threads: int) -> dict[int, float]:
-    """GB/s of reading, the best of three, for all threads and for fewer."""
-    found = {}
-    probe = memory[: min(memory.nbytes, _PROBE)]
-    for n in sorted({threads, max(1, threads * 3 // 4), max(1, threads // 2)}):
-        set_threads(n)
-        ahead = best_distance(probe)
-        found[n] = probe.nbytes / min(read_seconds(probe, ahead) for _ in range(3)) / 1e9
-    set_threads(threads)
-    return found
-
-
 def _line(row: dict[str, Any]) -> str:
     if row["phase"] == "pool":
         return f"  {row['what']:<36} {row['value']:>8} {row['unit']:<12} goal {row['goal']}"
     low, high = row["spread"]
     return (
         f"  {row['format']:<10} {row['phase']} {row['value']:>8.2f} {row['unit']}"
-        f"  share {row['share']:.3f} [{low:.3f} .. {high:.3f}]  {row['rounds']} rounds"
+        f"  share {row['share']:.3f} [{low:.3f} .. {high:.3f}]  {row['rounds']} rounds,"
+        f" limit by threads {row['limit_by_threads']}"
     )
 
 
@@ -82,10 +49,8 @@ def main() -> int:
             sys.exit(f"there are no kernels for {name!r}; known: {', '.join(FORMATS)}")
     set_threads(wanted.threads)
     threads = get_threads()
-    memory = filled_memory(_working_set(wanted.gib))
-    limits = {str(n): round(speed, 1) for n, speed in _limits(memory, threads).items()}
+    memory = filled_memory(int(wanted.gib * (1 << 30)) if wanted.gib else working_set())
     print(f"  {threads} threads, tier {tier()}, {memory.nbytes / (1 << 30):.1f} GiB")
-    print("  reads, GB/s by threads: " + ", ".join(f"{n}: {s}" for n, s in limits.items()))
     rows = []
     if wanted.pool:
         for row in pool_rows(memory, wanted.seconds):
@@ -95,10 +60,10 @@ def main() -> int:
         for name in names:
             rows.append(decode_row(name, memory, wanted.seconds))
             print(_line(rows[-1]), flush=True)
-    result = {"threads": threads, "bytes": memory.nbytes, "read_gb_per_s": limits, "rows": rows}
+    result = {"threads": threads, "bytes": memory.nbytes, "rows": rows}
     print(json.dumps(result))
     shares = [row["share"] for row in rows if "share" in row]
-    if shares and statistics.median(shares) > _BADLY_MEASURED:
+    if shares and statistics.median(shares) > MOST:
         print("the read limit was measured badly: a share is above 1.02", file=sys.stderr)
         return 1
     return 0

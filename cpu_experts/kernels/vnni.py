@@ -1,4 +1,4 @@
-"""The avx512_vnni tier for few tokens: one row at a time, as fast as its bytes arrive.
+"""The avx512_vnni tier for few tokens: rows as fast as their bytes arrive.
 
 A format brings `unpack_vectors(block)`. It gives the 256 weights of a superblock as four registers
 of unsigned bytes, in the order of the activations, and what turns dot products of those bytes into
@@ -11,6 +11,18 @@ from __future__ import annotations
 from numba import njit
 from numba.extending import register_jitable
 
+from cpu_experts.kernels.streams import (
+    SCRATCH,
+    STEP,
+    TOKENS,
+    prefetch_block,
+    prefetch_first,
+    split_rows,
+    start_rows,
+    start_streams,
+    store_rows,
+    take_step,
+)
 from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
 from cpu_experts.memory import (
     atomic_load,
@@ -18,7 +30,6 @@ from cpu_experts.memory import (
     load_f32,
     load_i64,
     load_u8,
-    prefetch,
     store_f32,
     store_i8,
 )
@@ -52,31 +63,10 @@ from cpu_experts.vectors import (
     zero_floats,
 )
 
-# Bytes between a load and its prefetch. On the machines measured 1.5 to 2 KiB was best; past a page
-# (4.6 KB) a fifth was lost.
-AHEAD = 2048
-TOKENS = 8
-_ORDERS = 64 * TOKENS  # in scratch: the sums of the tokens, then constants
-
 _SIXTEENTHS0, _SIXTEENTHS1, _SIXTEENTHS2, _SIXTEENTHS3 = (
     lanes_constant([4 * i + lane // 4 for lane in range(16)]) for i in range(4)
 )
 _FIRST, _SECOND, _THIRD, _FOURTH = (spread_floats([2 * i] * 8 + [2 * i + 1] * 8) for i in range(4))
-
-
-@njit
-def _prefetch_first(start, end):
-    """The lines that the loop's own prefetches come too late for."""
-    for line in range(start, min(start + AHEAD, end), 64):
-        prefetch(line)
-
-
-@njit
-def _prefetch_block(block, n_bytes, end):
-    """A block's worth of lines, AHEAD of it; past `end` lies what another thread may be reading."""
-    place = min(block + AHEAD, end)
-    for line in range((n_bytes + 63) // 64):
-        prefetch(place + 64 * line)
 
 
 @njit
@@ -103,7 +93,7 @@ def _unknown_place(tmp):
     What it loads from there is no constant to it. It would join a shuffle by a constant with the
     shuffle before it, into VPERMT2B or VPERMT2W: three times as long as VPSHUFB or VPERMD.
     """
-    atomic_store(tmp, tmp + _ORDERS)
+    atomic_store(tmp, tmp + SCRATCH)
     return atomic_load(tmp)
 
 
@@ -183,20 +173,26 @@ def rows_integer(
     """
     start = w + row0 * stride
     end = start + n_rows * stride
-    _prefetch_first(start, end)
+    prefetch_first(start, end)
     orders = _unknown_place(tmp)
     prepare(orders)
     scales, sums16, blocks = scales_offset(cols), sums16_offset(cols, 256), cols // 256
     if n_tokens == 1:
-        act = load_i64(acts)
-        for r in range(n_rows):
-            source = start + r * stride
-            total = zero_floats()
-            for b in range(blocks):
-                block = source + b * n_bytes
-                _prefetch_block(block, n_bytes, end)
-                total = dot(unpack(block, orders), act, b, scales, sums16, total)
-            store_f32(out + 4 * r, sum_floats(total))
+        act, (streams, part) = load_i64(acts), split_rows(n_rows)
+        start_streams(start, stride, n_rows, end)
+        for r in range(part):
+            start_rows(r, start, stride, n_rows, tmp)
+            for first in range(0, blocks, STEP):
+                last = min(first + STEP, blocks)
+                for i in range(streams):
+                    block = take_step(i, STEP * n_bytes, tmp)
+                    prefetch_block(block, STEP * n_bytes, end)
+                    total = load_floats(tmp + 64 * i)
+                    for b in range(first, last):
+                        total = dot(unpack(block, orders), act, b, scales, sums16, total)
+                        block += n_bytes
+                    store_floats(total, tmp + 64 * i)
+            store_rows(r, n_rows, tmp, out)
         return
     for first in range(0, n_tokens, TOKENS):
         n = min(TOKENS, n_tokens - first)
@@ -205,7 +201,7 @@ def rows_integer(
             _clear_sums(n, tmp)
             for b in range(blocks):
                 block = source + b * n_bytes
-                _prefetch_block(block, n_bytes, end)
+                prefetch_block(block, n_bytes, end)
                 unpacked = unpack(block, orders)
                 for t in range(n):
                     act = load_i64(acts + 8 * (first + t))
@@ -234,13 +230,15 @@ def _dot_scaled(unpacked, act, g, scales, sums32, narrow):
 
 
 @njit(error_model="numpy")
-def _copy_tail(source, n_bytes, target, n_target):
-    """The last blocks of the last row, followed by zeros: memory may end behind them."""
-    for i in range(n_bytes):
-        store_i8(target + i, load_u8(source + i))
-    for i in range(n_bytes, n_target):
-        store_i8(target + i, 0)
-    return target
+def _whole_group(place, group, end, rest, tail):
+    """The group at `place`, or a copy with zeros where memory may end behind its `rest` bytes."""
+    if place + group <= end:
+        return place
+    for i in range(rest):
+        store_i8(tail + i, load_u8(place + i))
+    for i in range(rest, group):
+        store_i8(tail + i, 0)
+    return tail
 
 
 @njit(error_model="numpy")
@@ -255,33 +253,47 @@ def rows_scaled(
     """
     start = w + row0 * stride
     end = start + n_rows * stride
-    _prefetch_first(start, end)
+    prefetch_first(start, end)
     narrow = block == 32
     group = n_bytes * 8 if narrow else n_bytes
     scales, sums32 = scales_offset(cols), sums32_offset(cols, block)
     whole, rest = cols // 256, cols % 256 // 32 * n_bytes
-    tail = tmp + _ORDERS
-    act = load_i64(acts)
+    tail = tmp + SCRATCH
+    if n_tokens == 1:
+        act, (streams, part) = load_i64(acts), split_rows(n_rows)
+        start_streams(start, stride, n_rows, end)
+        for r in range(part):
+            start_rows(r, start, stride, n_rows, tmp)
+            for first in range(0, whole, STEP):
+                last = min(first + STEP, whole)
+                for i in range(streams):
+                    place = take_step(i, (last - first) * group, tmp)
+                    prefetch_block(place, STEP * group, end)
+                    total = load_floats(tmp + 64 * i)
+                    for g in range(first, last):
+                        total = add_floats(
+                            total, _dot_scaled(unpack(place), act, g, scales, sums32, narrow)
+                        )
+                        place += group
+                    store_floats(total, tmp + 64 * i)
+            if rest > 0:
+                for i in range(streams):
+                    place = _whole_group(take_step(i, 0, tmp), group, end, rest, tail)
+                    part_sum = _dot_scaled(unpack(place), act, whole, scales, sums32, narrow)
+                    _add_to_sum(tmp + 64 * i, part_sum)
+            store_rows(r, n_rows, tmp, out)
+        return
     for first in range(0, n_tokens, TOKENS):
         n = min(TOKENS, n_tokens - first)
         for r in range(n_rows):
             source = start + r * stride
             _clear_sums(n, tmp)
-            total = zero_floats()
             for g in range(whole + (rest > 0)):
                 place = source + g * group
-                _prefetch_block(place, group, end)
-                if place + group > end:
-                    place = _copy_tail(place, rest, tail, group)
-                unpacked = unpack(place)
-                if n_tokens == 1:
-                    part = _dot_scaled(unpacked, act, g, scales, sums32, narrow)
-                    total = add_floats(total, part)
-                    continue
+                prefetch_block(place, group, end)
+                unpacked = unpack(_whole_group(place, group, end, rest, tail))
                 for t in range(n):
-                    one = load_i64(acts + 8 * (first + t))
-                    part = _dot_scaled(unpacked, one, g, scales, sums32, narrow)
-                    _add_to_sum(tmp + 64 * t, part)
-            if n_tokens == 1:
-                store_floats(total, tmp)
+                    act = load_i64(acts + 8 * (first + t))
+                    part_sum = _dot_scaled(unpacked, act, g, scales, sums32, narrow)
+                    _add_to_sum(tmp + 64 * t, part_sum)
             _store_sums(n, tmp, out + first * out_stride + 4 * r, out_stride)

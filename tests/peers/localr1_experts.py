@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from cpu_experts import Activations, ExpertBank, QuantTensor, moe_forward, set_threads
-from cpu_experts.bandwidth import best_distance, read_seconds, vnni_operations_per_second
+from cpu_experts.bandwidth import best_way, read_seconds, vnni_operations_per_second
 from tests.peers.problem import NAMES, Problem
 from tests.peers.worker import serve
 
@@ -33,7 +33,7 @@ class Ours:
             for layer in self.memory
         ]
         self.result = np.empty_like(problem.x)
-        self.distance = 0
+        self.way: tuple[int, int] | None = None
 
     def call(self, layer: int, step: int) -> None:
         """One layer; the activation is quantised in each call, as a model has to."""
@@ -55,8 +55,8 @@ class Ours:
         if not self.problem.decode:
             return {"GOP/s": vnni_operations_per_second() / 1e9}
         arrays = [array for layer in self.memory for array in layer.values()]
-        self.distance = self.distance or best_distance(arrays[0])
-        seconds = sum(read_seconds(array, self.distance) for array in arrays)
+        self.way = self.way or best_way(arrays[0])
+        seconds = sum(read_seconds(array, self.way) for array in arrays)
         return {"GB/s": sum(array.nbytes for array in arrays) / seconds / 1e9}
 
 
