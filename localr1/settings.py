@@ -91,6 +91,7 @@ SETTINGS: Mapping[str, Setting] = {
     "max_tokens": Setting(int, low=1),
     "seed": Setting(int, low=0),
     "system": Setting(str),
+    "think": Setting(str, "fold"),
     "think_budget": Setting(int, low=0),
     "think_more": Setting(int, 0, low=0),
     "context": Setting(int, low=1),

@@ -20,6 +20,7 @@ import pytest
 
 import localr1
 from localr1 import cli, registry
+from localr1.chat import oneshot
 
 ROOT = Path(__file__).parent.parent
 SUM = "What is 347 + 586?"
@@ -114,11 +115,18 @@ def test_the_answer_is_all_of_stdout(run_cli: Cli) -> None:
     assert run_cli("chat", *GREEDY, stdin=SUM) == asked
 
 
-def test_stdin_goes_before_the_prompt(run_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_then_stdin_then_the_prompt(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     prompts: list[str] = []
-    monkeypatch.setattr(cli.talk, "_answer_once", lambda flags, text, as_json: prompts.append(text))
-    run_cli("run", "tiny-r1", "Sum up:", "this", stdin="A long\ntext.\n")
-    assert prompts == ["A long\ntext.\n\nSum up: this"]
+    monkeypatch.setattr(cli.talk, "_open", lambda flags: None)
+    monkeypatch.setattr(oneshot, "run", lambda session, prompt, **flags: prompts.append(prompt))
+    note = tmp_path / "note.txt"
+    note.write_text("one\ntwo\n")
+    asked = ("run", "tiny-r1", "--file", note, "Sum up:", "this")
+    run_cli(*asked, stdin="A long\ntext.\n")
+    attached = "[file name]: note.txt\n[file content begin]\none\ntwo\n[file content end]"
+    assert prompts == [f"{attached}\n\nA long\ntext.\n\nSum up: this"]
 
 
 def test_json_lines(run_cli: Cli) -> None:

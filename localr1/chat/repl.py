@@ -1,35 +1,27 @@
-"""The chat on a terminal: read a line, run it as a command or send it, show the answer.
-
-Keys are prompt_toolkit's; it is imported when the chat starts, so that nothing else waits for it.
-"""
+"""The chat on a terminal: read a line, run it as a command or send it, show the answer, keep it."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
-from typing import TYPE_CHECKING
 
 from localr1.chat import oneshot
 from localr1.chat.commands import Chat, dispatch
+from localr1.chat.idle import Idle
+from localr1.chat.keys import Keyboard
 from localr1.chat.screen import RichView
-from localr1.chat.session import Session
-from localr1.chat.signals import SecondInterrupt, handle_keys, no_echo
+from localr1.chat.signals import HeldInterrupts, SecondInterrupt, handle_keys, no_echo
 from localr1.chat.terminal import clean
-from localr1.chat.views import ThinkMode, play
+from localr1.chat.views import play
 from localr1.errors import INTERRUPTED, USAGE, LocalR1Error
-from localr1.settings import state_folder
 
-if TYPE_CHECKING:
-    from prompt_toolkit.history import History
-    from prompt_toolkit.key_binding import KeyBindings
-
-_BLOCK = '"""'
 _TWICE_SECONDS = 1.0
 
 
-def chat(session: Session, *, think: ThinkMode = "fold") -> int:
+def converse(chat: Chat) -> int:
     """Talk until the user leaves; returns the exit code (130 after Ctrl-C twice).
 
     Without a terminal to read from, what stdin holds is one message and its answer goes to stdout.
@@ -39,123 +31,90 @@ def chat(session: Session, *, think: ThinkMode = "fold") -> int:
     """
     if not sys.stdin.isatty():
         text = sys.stdin.buffer.read().decode("utf-8", "replace")
-        return oneshot.run(session, text)
+        code = oneshot.run(chat.session, text, think=chat.think)
+        if chat.saver.kept:  # resumed in a pipe: the next one goes on from here
+            chat.saver.save()
+        return code
     if not sys.stdout.isatty():
         hint = 'localr1 run MODEL "a question" writes the answer to stdout'
         raise LocalR1Error("the chat needs a terminal to write to", hint, USAGE)
-    state = Chat(session, say=print, think=think)
-    print(f"{clean(session.llm.name)}   /help lists commands, Ctrl-D leaves")
-    read = _reader()
-    while not state.leaving:
+    chat.say(f"{clean(chat.session.llm.name)}   /help lists commands, Ctrl-D leaves")
+    keyboard, idle = Keyboard(), Idle()
+    try:
+        return _rounds(chat, keyboard, idle)
+    finally:
+        with _told(chat):
+            idle.stop()
+            for _ in chat.saver.save_cache():
+                pass
+
+
+def _rounds(chat: Chat, keyboard: Keyboard, idle: Idle) -> int:
+    while not chat.leaving:
         try:
-            _round(state, read)
+            _round(chat, keyboard, idle)
         except SecondInterrupt:
-            print()
+            chat.say("")
             return INTERRUPTED
         except KeyboardInterrupt:  # at an empty prompt, or just after an answer ended
-            if time.monotonic() - state.stopped_at < _TWICE_SECONDS:
+            if time.monotonic() - chat.stopped_at < _TWICE_SECONDS:
                 return INTERRUPTED  # the model was fast and had stopped before the second press
-            print("Ctrl-D leaves")
+            chat.say("Ctrl-D leaves")
     return 0
 
 
-def _round(state: Chat, read: Callable[[], str]) -> None:
+def _round(chat: Chat, keyboard: Keyboard, idle: Idle) -> None:
     """One message: a command, a question, or the wish to leave."""
-    try:
-        line = read().rstrip().lstrip("\n")
-    except EOFError:
-        state.leaving = True
-        return
-    state.stopped_at = -inf
-    if _is_block(line):
-        line = line.removeprefix(_BLOCK).removesuffix(_BLOCK).strip("\n")
-    text = dispatch(state, line)
-    if text and text.strip():
-        _answer(state, text)
+    draft, chat.draft = chat.draft, ""
+    if not draft:
+        chat.again = False
+    with HeldInterrupts() as held:
+        try:
+            idle.start(chat.saver.work())
+            line = keyboard.read(draft, held)
+            chat.stopped_at = -inf
+            held.pending |= keyboard.lost_interrupt()
+        except EOFError:
+            chat.leaving = True
+            return
+        finally:
+            with _told(chat):
+                idle.stop()
+    with _told(chat):
+        text = dispatch(chat, line)
+        if text and text.strip():
+            _answer(chat, chat.message(text))
 
 
-def _answer(state: Chat, text: str) -> None:
-    """One turn. An error of the user's kind is told, and the chat goes on."""
-    session = state.session
+def _answer(chat: Chat, text: str) -> None:
+    """One turn, kept as soon as it is there."""
+    session = chat.session
     view = RichView(
         sys.stdout,
         sys.stdout,
         stats=lambda: session.stats,
         max_context=session.llm.engine.max_context,
-        think=state.think,
+        think=chat.think,
     )
     try:
         with handle_keys(session.stop, session.answer_now), no_echo():
-            done = play(view, session.reply(text))
+            done = play(view, session.reply(text, again=chat.again))
             if done.finish_reason == "interrupted":
-                state.stopped_at = time.monotonic()
-    except LocalR1Error as problem:
-        print(f"error: {clean(str(problem))}")
-        if problem.hint:
-            print(f"hint:  {clean(problem.hint)}")
+                chat.stopped_at = time.monotonic()
+    finally:
+        chat.again = False
+        chat.saver.save()
 
 
-def _reader() -> Callable[[], str]:
-    """A function that reads one message from the keyboard, with history and editing keys."""
-    from prompt_toolkit import PromptSession
-
-    prompt: PromptSession[str] = PromptSession(
-        "> ",
-        multiline=True,
-        key_bindings=_keys(),
-        history=_history(),
-        prompt_continuation="  ",
-        enable_history_search=True,
-        reserve_space_for_menu=0,
-    )
-    return prompt.prompt
-
-
-def _keys() -> KeyBindings:
-    from prompt_toolkit.enums import DEFAULT_BUFFER
-    from prompt_toolkit.filters import has_focus
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def send(event: KeyPressEvent) -> None:
-        text = event.current_buffer.text.strip()
-        if text.startswith(_BLOCK) and not _is_block(text):
-            event.current_buffer.insert_text("\n")
-        else:
-            event.current_buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    @keys.add("c-j")
-    def new_line(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    @keys.add("c-c", filter=has_focus(DEFAULT_BUFFER))  # a search in the history has its own
-    def drop_line(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            event.current_buffer.reset()
-        else:
-            event.app.exit(exception=KeyboardInterrupt())
-
-    return keys
-
-
-def _is_block(text: str) -> bool:
-    """Whether `text` is enclosed in triple quotes."""
-    closed = text.startswith(_BLOCK) and text.endswith(_BLOCK)
-    return closed and len(text) >= 2 * len(_BLOCK)
-
-
-def _history() -> History:
-    """Past messages on disk, readable by their owner only; in memory where that is not possible."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-
-    path = state_folder() / "history"
+@contextmanager
+def _told(chat: Chat) -> Iterator[None]:
+    """An error of the user's kind, or of the disk, is told, and the chat goes on."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.chmod(0o600)  # also a file that was there before
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(path)
+        yield
+    except LocalR1Error as problem:
+        chat.say(f"error: {clean(str(problem))}")
+        if problem.hint:
+            chat.say(f"hint:  {clean(problem.hint)}")
+    except OSError as problem:
+        where = f" ({clean(str(problem.filename))})" if problem.filename else ""
+        chat.say(f"error: {clean(problem.strerror or str(problem)).lower()}{where}")

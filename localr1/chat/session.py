@@ -6,7 +6,7 @@ business: the session renders the whole conversation each time.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from localr1.chat.thinking import Thinking
@@ -17,6 +17,8 @@ from localr1.events import Done, Event, FinishReason, GenerationStats
 
 if TYPE_CHECKING:
     from localr1.engine.sampler import SamplingParams
+
+_SETTLE_TOKENS = 256  # read at once while settling: what an interrupt loses at most
 
 
 class Session:
@@ -39,6 +41,17 @@ class Session:
         self._turn: Turn | None = None
         self._running: Generator[Event] | None = None
 
+    def use(self, load: Callable[[], Session]) -> None:
+        """Go on with the model of the session that `load` makes, and with how that one samples.
+
+        The model in use is let go first: two at once may not fit. When `load` fails there is none,
+        and `use` must be called again.
+        """
+        self._turn = self._running = None
+        del self.llm
+        other = load()
+        self.llm, self.params = other.llm, other.params
+
     @property
     def stats(self) -> GenerationStats:
         """Figures of the running turn so far, or of the last one; zeros before the first."""
@@ -54,12 +67,12 @@ class Session:
         if self._turn is not None:
             self._turn.answer_asked = True
 
-    def reply(self, text: str) -> Generator[Event]:
+    def reply(self, text: str, again: bool = False) -> Generator[Event]:
         """Answer `text`: yields `Progress`, `Reasoning` and `Content` as they come, then `Done`.
 
         However it ends (`stop`, a closed generator, an exception) the transcript afterwards holds
         either the whole turn, its answer marked `stopped`, or nothing of it if the model had not
-        written anything.
+        written anything. With `again` the turn takes the place of the last one.
 
         Raises:
             LocalR1Error: `text` is blank.
@@ -71,15 +84,54 @@ class Session:
             self._running.close()  # an abandoned reply must not write to the transcript later
         text = text.encode("utf-8", "replace").decode()  # a terminal may send lone surrogates
         self._turn = Turn(self.llm, text, self.params, self.thinking)
-        self._running = self._run(self._turn)
+        self._running = self._run(self._turn, again)
         return self._running
 
-    def _run(self, turn: Turn) -> Generator[Event]:
+    def retry(self) -> Generator[Event]:
+        """Answer the last question again. The old answer stays until the new one has a beginning.
+
+        Raises:
+            LocalR1Error: there is no question yet.
+        """
+        if not self.transcript.messages:
+            raise LocalR1Error("there is no question to ask again", "type one", USAGE)
+        return self.reply(self.transcript.messages[-2].content, again=True)
+
+    def settled_ids(self) -> list[int]:
+        """The tokens that any next prompt will begin with; none before the first turn."""
+        if not self.transcript.messages:
+            return []
+        said = self.transcript.said()
+        return self.llm.template.encode(said, add_generation_prompt=False).ids
+
+    def settle(self) -> Iterator[None]:
+        """Re-read the last answer without its thought, so that the next turn starts at once.
+
+        For the time in which nothing else happens: yields between chunks, and between layers of
+        large ones. Abandoned at any point it loses at most a chunk.
+        """
+        engine, ids = self.llm.engine, self.settled_ids()
+        if len(ids) >= engine.max_context:
+            return
+        known = common_prefix(engine.ids, ids)
+        while known < len(ids):
+            known = min(known + _SETTLE_TOKENS, len(ids))
+            for _ in engine.prefill(ids[:known]):
+                yield
+
+    def _run(self, turn: Turn, again: bool) -> Generator[Event]:
         finish: FinishReason = "interrupted"
         try:
-            finish = yield from turn.events(self.transcript.prompt(turn.question))
+            finish = yield from turn.events(self.transcript.prompt(turn.question, again))
         finally:
             answer = turn.message(stopped=finish != "stop")
             if answer.content or answer.reasoning or finish == "stop":
-                self.transcript.add_turn(Message("user", turn.question), answer)
+                self.transcript.add_turn(Message("user", turn.question), answer, again)
         yield Done(finish, turn.stats())
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with in common."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

@@ -6,6 +6,7 @@ Signals only, the terminal stays in its normal mode, so this also works for `kil
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,31 @@ from types import FrameType
 
 class SecondInterrupt(KeyboardInterrupt):
     """Ctrl-C again although the answer is already being stopped: the user wants out."""
+
+
+class HeldInterrupts:
+    """Context manager for what must not be torn apart: SIGINT raises KeyboardInterrupt at its end.
+
+    `pending`: one has come. Code in between may take it back.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> HeldInterrupts:
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._hold)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+        if self.pending and kind is None:
+            raise KeyboardInterrupt
+
+    def _hold(self, signum: int, frame: FrameType | None) -> None:
+        self.pending = True
 
 
 @contextmanager
@@ -78,3 +104,23 @@ def no_echo() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def pending_keys() -> str:
+    """What has been typed and not been read yet; it counts as read then. "" where none can be."""
+    try:
+        import termios
+    except ImportError:
+        return ""
+    if not sys.stdin.isatty():
+        return ""
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    direct = termios.tcgetattr(fd)
+    direct[3] &= ~(termios.ICANON | termios.ECHO)
+    direct[6][termios.VMIN], direct[6][termios.VTIME] = 0, 0
+    termios.tcsetattr(fd, termios.TCSANOW, direct)
+    try:
+        return os.read(fd, 4096).decode("utf-8", "replace")
+    finally:
+        termios.tcsetattr(fd, termios.TCSANOW, before)

@@ -32,19 +32,45 @@ class Transcript:
         if roles != ["user", "assistant"] * (len(roles) // 2):
             raise ValueError(f"user and assistant must alternate, got {roles}")
 
-    def prompt(self, text: str) -> list[Message]:
-        """The messages to render for the next question `text`.
+    def said(self) -> list[Message]:
+        """The messages as a prompt holds them.
 
         Thoughts stay out: R1 was trained on histories that hold answers only.
         """
         system = [Message("system", self.system)] if self.system else []
-        said = [Message(message.role, message.content) for message in self.messages]
-        return [*system, *said, Message("user", text)]
+        return system + [Message(message.role, message.content) for message in self.messages]
 
-    def add_turn(self, question: Message, answer: Message) -> None:
-        """Append one finished turn."""
-        self.messages += (question, answer)
+    def prompt(self, text: str, again: bool = False) -> list[Message]:
+        """The messages to render for the question `text`: the next one, or the last one `again`."""
+        said = self.said()
+        return [*(said[:-2] if again else said), Message("user", text)]
+
+    def add_turn(self, question: Message, answer: Message, again: bool = False) -> None:
+        """Append one finished turn, or put it `again` in the place of the last one."""
+        end = len(self.messages)
+        self.messages[end - 2 * again : end] = (question, answer)
+
+    def undo(self) -> Message | None:
+        """Take the last turn back; returns its question, or None where there is no turn."""
+        if not self.messages:
+            return None
+        question = self.messages[-2]
+        del self.messages[-2:]
+        return question
 
     def clear(self) -> None:
         """Forget the turns; the system text stays."""
         self.messages.clear()
+
+    def markdown(self) -> str:
+        """The conversation for reading; thoughts folded away as HTML's `<details>`."""
+        parts = [f"*{self.system}*"] if self.system else []
+        for message in self.messages:
+            if message.role == "user":
+                parts.append(f"## You\n\n{message.content}")
+                continue
+            thought = f"<details><summary>Thought</summary>\n\n{message.reasoning}\n</details>\n\n"
+            cut = "\n\n*(stopped)*" if message.stopped else ""
+            shown = thought if message.reasoning else ""
+            parts.append(f"## Answer\n\n{shown}{message.content}{cut}")
+        return "\n\n".join(parts) + "\n"

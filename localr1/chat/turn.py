@@ -36,7 +36,10 @@ _Segment = Generator[Event, None, tuple[FinishReason | None, list[int]]]
 
 
 class Engine(Protocol):
-    """What a turn needs of an engine: ids in, ids out (the stop id left out)."""
+    """What a conversation needs of an engine: ids in, ids out (the stop id left out).
+
+    `ids` are the tokens in its cache; `prefill` reads tokens into it, piece by piece.
+    """
 
     @property
     def stats(self) -> GenerationStats: ...
@@ -44,7 +47,10 @@ class Engine(Protocol):
     def finish_reason(self) -> FinishReason: ...
     @property
     def max_context(self) -> int: ...
+    @property
+    def ids(self) -> list[int]: ...
     def stream(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Progress | int]: ...
+    def prefill(self, ids: Sequence[int]) -> Iterator[object]: ...
 
 
 class Model(Protocol):

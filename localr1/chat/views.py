@@ -42,14 +42,18 @@ def play(view: View, events: Iterable[Event]) -> Done:
 
 
 class JsonView:
-    """One JSON object per event and line, ASCII only, so no terminal can mistake it."""
+    """One JSON object per event and line, ASCII only, so no terminal can mistake it.
 
-    def __init__(self, out: TextIO) -> None:
+    `sample`: the number of the sample, noted in each line where there are several.
+    """
+
+    def __init__(self, out: TextIO, sample: int | None = None) -> None:
         self._out = out
+        self._sample = {} if sample is None else {"sample": sample}
 
     def show(self, event: Event) -> None:
         """Write the event's fields under its lower-case name as `type`."""
-        fields = {"type": type(event).__name__.lower(), **asdict(event)}
+        fields = {"type": type(event).__name__.lower(), **self._sample, **asdict(event)}
         if isinstance(event, Done):
             fields["stats"]["prefill_tps"] = event.stats.prefill_tps
             fields["stats"]["decode_tps"] = event.stats.decode_tps

@@ -6,6 +6,9 @@ so an interrupted step leaves no half-written token.
 
 from __future__ import annotations
 
+import zlib
+from typing import BinaryIO
+
 import torch
 
 
@@ -41,3 +44,33 @@ class KVCache:
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
         self.length = min(self.length, length)
+
+    @property
+    def layout(self) -> str:
+        """What a token's bytes in a file are: `61 x 576 float32`. Other layouts cannot be loaded."""
+        n_layers, _, width = self.rows.shape
+        return f"{n_layers} x {width} {str(self.rows.dtype).removeprefix('torch.')}"
+
+    @property
+    def token_nbytes(self) -> int:
+        """Bytes of one token, in memory and in a file."""
+        return self.rows.shape[0] * self.rows.shape[2] * self.rows.element_size()
+
+    def save(self, file: BinaryIO, begin: int, end: int) -> int:
+        """Write the tokens `begin` to `end`, one after the other; returns the bytes' CRC-32."""
+        raw = self.rows[:, begin:end].transpose(0, 1).contiguous().view(torch.uint8).cpu().numpy()
+        file.write(raw.data)
+        return zlib.crc32(raw.data)
+
+    def load(self, file: BinaryIO, n_tokens: int) -> int:
+        """Read tokens behind the committed ones, for `commit` to make them count; their CRC-32.
+
+        Raises EOFError: the file ends before.
+        """
+        raw = bytearray(file.read(n_tokens * self.token_nbytes))
+        if len(raw) < n_tokens * self.token_nbytes:
+            raise EOFError
+        n_layers, _, width = self.rows.shape
+        rows = torch.frombuffer(raw, dtype=self.rows.dtype).view(n_tokens, n_layers, width)
+        self.rows[:, self.length : self.length + n_tokens] = rows.transpose(0, 1)
+        return zlib.crc32(raw)

@@ -1,8 +1,9 @@
 """Runs the chat or a one-shot on a fake model in a process of its own, for a real terminal.
 
-    python -m tests.chat.child chat|run|json SCRIPT [DELAY] [REPORT]
+    python -m tests.chat.child chat|resume|run|json SCRIPT [DELAY] [REPORT]
 
-SCRIPT names one of `SCRIPTS`; after `chat` the transcript is written to the file REPORT as JSON.
+SCRIPT names one of `SCRIPTS`; after a chat its transcript is written to the file REPORT as JSON.
+`resume` goes on with the conversation that was kept last.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import sys
 from dataclasses import asdict
 
-from localr1.chat import oneshot, repl
+from localr1.chat import archive, oneshot, repl
+from localr1.chat.commands import Chat
+from localr1.chat.saving import Saver
 from localr1.chat.session import Session
 from localr1.errors import ContextFull
 from localr1.events import Progress
@@ -45,10 +48,14 @@ SCRIPTS = {
 
 def main(mode: str, script: str, delay: str = "0", report: str = "") -> int:
     session = Session(FakeLLM(SCRIPTS[script], delay=float(delay)))
-    if mode != "chat":
+    if mode not in ("chat", "resume"):
         return oneshot.run(session, "sum", json_lines=mode == "json")
+    saved = archive.load(archive.latest()) if mode == "resume" else None
+    if saved is not None:
+        session.transcript = saved.transcript
+    chat = Chat(session, Saver(session, "fake-r1", saved), say=print, load=lambda name: session)
     try:
-        return repl.chat(session)
+        return repl.converse(chat)
     finally:
         if report:
             messages = [asdict(message) for message in session.transcript.messages]

@@ -43,9 +43,9 @@ class FakeTemplate:
         self.rendered: list[list[tuple[str, str]]] = []
 
     def encode(self, messages: Sequence, add_generation_prompt: bool = True) -> SimpleNamespace:
-        assert add_generation_prompt
         assert all(not message.reasoning for message in messages)
-        self.rendered.append([(message.role, message.content) for message in messages])
+        if add_generation_prompt:
+            self.rendered.append([(message.role, message.content) for message in messages])
         return SimpleNamespace(ids=list(range(len(messages))), in_reasoning=self.in_reasoning)
 
 
@@ -65,6 +65,7 @@ class FakeEngine:
         self.stats = GenerationStats()
         self.finish_reason: FinishReason = "stop"
         self.closed = 0
+        self.ids: list[int] = []  # nothing is ever in its cache
         self.read: list[list[int]] = []
 
     def stream(self, ids: Sequence[int], params: object) -> Iterator[Progress | int]:
@@ -97,6 +98,11 @@ class FakeEngine:
         except GeneratorExit:
             self.closed += 1
             raise
+
+    def prefill(self, ids: Sequence[int]) -> Iterator[None]:
+        for _ in ids:
+            time.sleep(self.delay)
+            yield
 
 
 @dataclass(frozen=True)

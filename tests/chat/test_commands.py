@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from localr1.chat.commands import COMMANDS, Chat, dispatch
+from localr1.chat.saving import Saver
 from localr1.chat.session import Session
 from tests.chat.fake import SUM, FakeLLM
 
@@ -16,7 +17,8 @@ def said() -> list[str]:
 
 @pytest.fixture
 def chat(said: list[str]) -> Chat:
-    return Chat(Session(FakeLLM([SUM])), said.append)
+    session = Session(FakeLLM([SUM]))
+    return Chat(session, Saver(session, "fake-r1"), said.append, load=lambda name: session)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,8 @@ def test_stats(chat: Chat, said: list[str]) -> None:
     list(chat.session.reply("sum"))
     said.clear()
     dispatch(chat, "/stats")
-    assert said[0] == "  prompt    1 token, 0 from the cache"
-    assert said[2].startswith("  thinking  6 tokens, ")
+    assert said[0] == "  prompt    1, 0 from the cache"
+    assert said[2].startswith("  thinking  6, ")
     assert said[-1] == "  context   12 of 2k"
 
 

@@ -1,0 +1,82 @@
+"""Commands that show something: the last thought, figures, the context, the plan."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from localr1.chat.commands.chat import Chat
+from localr1.chat.terminal import clean, count, duration, short
+from localr1.chat.transcript import Message
+from localr1.chat.views import ThinkMode
+
+_THINK_MODES = {
+    "show": "thoughts are shown in full as they come",
+    "fold": "thoughts are folded to one line; /think prints the last one",
+    "hide": "thoughts are hidden; /think prints the last one",
+}
+
+
+def think(chat: Chat, words: str) -> None:
+    """Print the last thought, or set how thoughts are shown."""
+    if words in _THINK_MODES:
+        chat.think = cast(ThinkMode, words)
+        chat.say(_THINK_MODES[words])
+    elif words:
+        chat.say(f"/think takes show, fold or hide, not {clean(words)}")
+    else:
+        messages = chat.session.transcript.messages
+        thought = messages[-1].reasoning if messages else ""
+        chat.say(clean(thought).rstrip("\n") or "there is no thought yet")
+
+
+def stats(chat: Chat, words: str) -> None:
+    """Figures of the last answer."""
+    stats = chat.session.stats
+    if not stats.prompt_tokens:
+        chat.say("there is no answer to count yet")
+        return
+    read = stats.prompt_tokens - stats.cached_tokens
+    used = stats.prompt_tokens + stats.completion_tokens
+    tokens = {
+        "prompt": f"{stats.prompt_tokens:,}, {stats.cached_tokens:,} from the cache",
+        "reading": f"{read:,}, {stats.prefill_tps:.1f} tok/s",
+        "thinking": f"{stats.reasoning_tokens:,}, {duration(stats.reasoning_seconds)}",
+        "writing": f"{stats.completion_tokens:,}, {stats.decode_tps:.1f} tok/s",
+        "context": f"{short(used)} of {short(chat.session.llm.engine.max_context)}",
+    }
+    for name, value in tokens.items():
+        chat.say(f"  {name:10}{value}")
+
+
+def context(chat: Chat, words: str) -> None:
+    """How much of the context is used, and by what."""
+    session = chat.session
+    limit = session.llm.engine.max_context
+    encode = session.llm.tokenizer.encode
+
+    def size(messages: list[Message]) -> int:
+        return sum(len(encode(message.content)) for message in messages)
+
+    said = session.transcript.messages
+    thoughts = sum(len(encode(message.reasoning)) for message in said)
+    used = len(session.settled_ids())
+    rows = {
+        "system": len(encode(session.transcript.system or "")),
+        "questions": size(said[::2]),
+        "answers": size(said[1::2]),
+        "attached": sum(len(encode(text)) for text in chat.attached),
+    }
+    for name, tokens in rows.items():
+        chat.say(f"  {name:10}{tokens:>9,}")
+    chat.say(f"  {'used':10}{used:>9,} of {limit:,} tokens, {100 * used // limit} %")
+    chat.say(f"  thoughts, {count(thoughts, 'token')}, are not read again")
+
+
+def plan(chat: Chat, words: str) -> None:
+    """Where the model's weights lie."""
+    placement = getattr(chat.session.llm.engine, "placement", None)
+    if placement is None:
+        chat.say("this model was loaded without a plan")
+        return
+    for line in str(placement).splitlines():
+        chat.say(line)
