@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -72,6 +73,12 @@ def measure(model: str, rounds: int) -> list[dict[str, Any]]:
         ("decode", "tokens/s", speeds.decode_tps, 1 / min(wrote)),
         ("prefill", "tokens/s", speeds.prefill_tps, PROMPT / min(read)),
     ]
+    speeds_seen = [
+        f"{h.ram_bandwidth / 1e9:.1f} GB/s {h.int8_ops / 1e12:.2f} TOP/s" for h in hardware
+    ]
+    print(
+        f"{llm.name}: {', then '.join(speeds_seen)}; load {os.getloadavg()[0]:.1f}", file=sys.stderr
+    )
     return [
         {"model": llm.name, "what": what, "unit": unit, "predicted": p, "measured": m}
         for what, unit, p, m in rows
@@ -94,7 +101,7 @@ def _peak_bytes() -> int:
 def in_a_process_of_its_own(model: str, rounds: int) -> list[dict[str, Any]]:
     """The rows of `measure`, whose peak memory then is the model's."""
     command = [sys.executable, "-m", "tools.check_plan", "--child", model, "--rounds", str(rounds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return rows
 
