@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, types
 
 from cpu_experts.activate import swiglu
-from cpu_experts.activations import Activations, as_rows
+from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows
 from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import c_function, entry
 from cpu_experts.decode import MOST_PAIRS, block_bytes, few_item, plan_runs, run_bytes
@@ -56,6 +56,7 @@ from cpu_experts.workspace import WORKSPACE
 
 TOKEN_TILE = 256  # tokens of one pass over a run of rows
 ROW_RUN = 256  # rows of gate and up in an item: one activation block of every kind
+INT32 = np.dtype(np.int32)
 _TINY = 1 << 20  # pairs x weights below which waking the pool costs more than it saves
 
 
@@ -293,8 +294,7 @@ def moe_forward(
         raise ValueError(f"the input has {rows.shape[1]} columns, the experts read {bank.hidden}")
     if ids.ndim != 2 or ids.shape != weights.shape or len(ids) != n_tokens:
         raise ValueError(f"ids {ids.shape} and weights {weights.shape} must be [{n_tokens}, k]")
-    ids = np.require(ids, dtype=np.int32, requirements=("C", "A", "W"))
-    weights = np.require(weights, dtype=np.float32, requirements=("C", "A", "W"))
+    ids, weights = as_array(ids, INT32), as_array(weights, FLOAT32)
     if out is None:
         out = np.empty((n_tokens, bank.hidden), dtype=np.float32)
     else:

@@ -7,11 +7,10 @@ tiles.py says what the memory looks like.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from llvmlite import ir
-from numba import njit, types
+from llvmlite import binding, ir
+from numba import types
 from numba.core import cgutils
 
 from cpu_experts.memory import I32, I64, pointer
@@ -21,7 +20,6 @@ from cpu_experts.simd import (
     call,
     constant,
     dot_bytes,
-    dot_words,
     load_vector,
     operation,
     prefetch_line,
@@ -30,6 +28,7 @@ from cpu_experts.simd import (
     vector,
 )
 
+binding.initialize_native_asmparser()  # for _dot_words
 ADDRESS = types.int64
 _ZERO = constant(I32, [0] * 16)
 
@@ -81,10 +80,9 @@ def _load_splat(builder: Any, address: Any, kind: Any, lanes: int = 16) -> Any:
     return splat(builder, builder.load(pointer(builder, address, kind), align=4), lanes)
 
 
-@njit
-def tile_tokens(sub):
-    """Tokens of a tile. Scales per 16 values need registers for their sums more often."""
-    return 8 if sub == 32 else 4
+# Tokens of a tile: 12 dot products and their 12 sums over a superblock are as many as registers
+# hold beside weights. The rest of an even number of tokens is met 4 at a time.
+BIG, SMALL = 6, 4
 
 
 @dataclass(frozen=True)
@@ -107,156 +105,185 @@ class Tile:
         """(token, panel) of each register of sums."""
         return [(t, n) for t in range(self.tokens) for n in (0, 1)]
 
+    @property
+    def subs(self) -> int:
+        """Sub-blocks at once: fewer than 10 chains of dot products would wait for each other."""
+        return 1 if self.tokens == BIG else 2
 
-# Offsets in a panel (16 rows x 256 values) and in a packed activation; see tiles.py.
+    @property
+    def values(self) -> int:
+        """Values of a step of the loop: a whole number of `subs` sub-blocks."""
+        return max(32, self.sub * self.subs)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Addresses of a tile: its two panels, each token's 256 values, sums and scales, results."""
+
+    panels: list[Any]
+    acts: list[Any]
+    packed: Any
+    sums: Any
+
+
+# Offsets in a panel (16 rows x 256 values) and in what is packed of an activation; see tiles.py.
 PANEL_SCALES, PANEL_MINIMA, PANEL_FACTORS, PANEL_BYTES = 4096, 5120, 6144, 6272
-ACT_SUMS, ACT_SCALES, ACT_BYTES = 256, 320, 384
+PACKED_SCALES, PACKED_BYTES = 64, 128
 SUMS_BYTES = 128  # a token's sums of 32 rows
+
+
+def _dot_words(builder: Any, total: Any, a: Any, b: Any) -> Any:
+    """VPDPWSSD, as it is: LLVM would make VPMADDWD and VPADDD of it, to wait less in a chain.
+
+    Here many chains wait for the ports.
+    """
+    kind = ir.FunctionType(total.type, [total.type] * 3)
+    code = ir.InlineAsm(kind, "vpdpwssd $3, $2, $0", "=v,0,v,v")
+    return builder.call(code, [total, a, b])
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return call(builder, "llvm.fma.v16f32", a.type, a, b, c)
 
 
-def _dots(builder: Any, tile: Tile, s: Any, panels: list[Any], act: Any) -> dict[Any, Any]:
-    """Integer products of sub-block s for all cells."""
-    quad_count = tile.sub // 4
-    by_sub = [builder.add(p, builder.mul(s, ir.Constant(I64, quad_count * 64))) for p in panels]
-    q = builder.add(act, builder.mul(s, ir.Constant(I64, tile.sub)))
-    starts = builder.add(_at(builder, act, ACT_SUMS), builder.mul(s, ir.Constant(I64, 4)))
+def _dots(builder: Any, tile: Tile, step: Any, subs: list[int], places: Places) -> dict[Any, Any]:
+    """Integer products of some sub-blocks of a step: (token, panel, sub-block) -> 16 rows."""
+    values = builder.mul(step, ir.Constant(I64, tile.values))
+    lines = builder.mul(values, ir.Constant(I64, 16))
+    panels = [builder.add(p, lines) for p in places.panels]
+    acts = [builder.add(act, values) for act in places.acts]
+    fours = builder.mul(step, ir.Constant(I64, 4 * tile.values // tile.sub))
+    starts = builder.add(places.packed, fours)
     dots: dict[Any, Any] = {}
-    for t, n in tile.cells:
-        start = _at(builder, starts, t * ACT_BYTES)
-        dots[t, n] = _ZERO if tile.minima else _load_splat(builder, start, I32)
-    for k in range(quad_count):
-        weights = [load_vector(builder, _at(builder, p, 64 * k), I32, 16) for p in by_sub]
-        for t in range(tile.tokens):
-            value = _load_splat(builder, _at(builder, q, t * ACT_BYTES + 4 * k), I32)
-            for n in (0, 1):
-                dots[t, n] = dot_bytes(builder, dots[t, n], weights[n], value)
+    for i in subs:
+        for t, n in tile.cells:
+            start = _at(builder, starts, t * PACKED_BYTES + 4 * i)
+            dots[t, n, i] = _ZERO if tile.minima else _load_splat(builder, start, I32)
+    for k in range(tile.sub // 4):
+        for i in subs:
+            quad = i * tile.sub // 4 + k
+            weights = [load_vector(builder, _at(builder, p, 64 * quad), I32, 16) for p in panels]
+            for t in range(tile.tokens):
+                value = _load_splat(builder, _at(builder, acts[t], 4 * quad), I32)
+                for n in (0, 1):
+                    dots[t, n, i] = dot_bytes(builder, dots[t, n, i], weights[n], value)
     return dots
 
 
-def _sub_block(
-    builder: Any, tile: Tile, s: Any, panels: list[Any], act: Any, inner: dict[Any, Any]
+def _add_subs(
+    builder: Any, tile: Tile, step: Any, subs: list[int], places: Places, totals: dict[Any, Any]
 ) -> None:
-    """inner[t, n] += scale * dot of sub-block s [- minimum * sum], for all cells."""
-    dots = _dots(builder, tile, s, panels, act)
-    line, four = (builder.mul(s, ir.Constant(I64, size)) for size in (64, 4))
+    """totals[t, n] += scale * dot [- minimum * sum] of some sub-blocks of a step, for all cells."""
+    dots = _dots(builder, tile, step, subs, places)
+    count = tile.values // tile.sub
+    lines, fours = (builder.mul(step, ir.Constant(I64, size * count)) for size in (64, 4))
+    panels = [builder.add(p, lines) for p in places.panels]
+    packed = builder.add(places.packed, fours)
     lane = I32 if tile.words else F32
-    scales, minima = (
-        [load_vector(builder, builder.add(_at(builder, p, offset), line), lane, 16) for p in panels]
-        for offset in (PANEL_SCALES, PANEL_MINIMA)
-    )
-    for t, n in tile.cells:
-        total = builder.load(inner[t, n], align=64)
-        if tile.words:
-            total = dot_words(builder, total, dots[t, n], scales[n])
-            builder.store(total, inner[t, n], align=64)
-            continue
-        value = builder.sitofp(dots[t, n], vector(F32, 16))
-        if tile.narrow:
-            place = builder.add(_at(builder, act, ACT_SCALES + t * ACT_BYTES), four)
-            value = builder.fmul(value, _load_splat(builder, place, F32))
-        total = _fma(builder, value, scales[n], total)
-        if tile.minima and tile.narrow:
-            place = builder.add(_at(builder, act, ACT_SUMS + t * ACT_BYTES), four)
-            total = _fma(builder, minima[n], _load_splat(builder, place, F32), total)
-        builder.store(total, inner[t, n], align=64)
+    for i in subs:
+        scales, minima = (
+            [load_vector(builder, _at(builder, p, offset + 64 * i), lane, 16) for p in panels]
+            for offset in (PANEL_SCALES, PANEL_MINIMA)
+        )
+        for t, n in tile.cells:
+            total = builder.load(totals[t, n])
+            here = _at(builder, packed, t * PACKED_BYTES + 4 * i)
+            if tile.words:
+                total = _dot_words(builder, total, dots[t, n, i], scales[n])
+            else:
+                value = builder.sitofp(dots[t, n, i], vector(F32, 16))
+                if tile.narrow:
+                    scale = _load_splat(builder, _at(builder, here, PACKED_SCALES), F32)
+                    value = builder.fmul(value, scale)
+                total = _fma(builder, value, scales[n], total)
+                if tile.minima and tile.narrow:
+                    total = _fma(builder, minima[n], _load_splat(builder, here, F32), total)
+            builder.store(total, totals[t, n])
 
 
-def _minima(builder: Any, tile: Tile, panels: list[Any], act: Any) -> dict[Any, Any]:
+def _minima(builder: Any, tile: Tile, places: Places) -> dict[Any, Any]:
     """Integer sums of minimum * sum over the superblock: pairs of int16 on both sides."""
     sums = dict.fromkeys(tile.cells, _ZERO)
     for k in range(128 // tile.sub):
         pairs = [
-            load_vector(builder, _at(builder, p, PANEL_MINIMA + 64 * k), I32, 16) for p in panels
+            load_vector(builder, _at(builder, p, PANEL_MINIMA + 64 * k), I32, 16)
+            for p in places.panels
         ]
         for t in range(tile.tokens):
-            place = _at(builder, act, t * ACT_BYTES + ACT_SUMS + 4 * k)
+            place = _at(builder, places.packed, t * PACKED_BYTES + 4 * k)
             value = _load_splat(builder, place, I32)
             for n in (0, 1):
-                sums[t, n] = dot_words(builder, sums[t, n], pairs[n], value)
+                sums[t, n] = _dot_words(builder, sums[t, n], pairs[n], value)
     return sums
 
 
-def _sums_of_superblock(builder: Any, tile: Tile, panels: Any) -> dict[Any, Any]:
-    """Where each cell's sum over a superblock lies.
-
-    Up to 4 tokens they fit in registers beside the dot products. Those of 8 are in memory behind
-    the panels, and a fence (no instruction) after each sub-block keeps them there: LLVM would take
-    them for registers, and spill to a stack that is not aligned to a vector.
-    """
-    kind = vector(I32 if tile.words else F32, 16)
-    if tile.tokens <= 4:
-        return {cell: cgutils.alloca_once(builder, kind) for cell in tile.cells}
-    first = 2 * PANEL_BYTES
-    return {
-        (t, n): pointer(builder, _at(builder, panels, first + 64 * (2 * t + n)), kind)
-        for t, n in tile.cells
-    }
-
-
-def _superblock(
-    builder: Any, tile: Tile, panels: list[Any], act: Any, inner: dict[Any, Any]
-) -> dict[Any, Any]:
+def _superblock(builder: Any, tile: Tile, places: Places, totals: dict[Any, Any]) -> dict[Any, Any]:
     """The superblock's float32 products, without the activation's scale unless it is narrow."""
     kind = vector(F32, 16)
-    parts = {cell: builder.load(place, align=64) for cell, place in inner.items()}
+    parts = {cell: builder.load(total) for cell, total in totals.items()}
     factors = [
-        [load_vector(builder, _at(builder, p, PANEL_FACTORS + 64 * i), F32, 16) for p in panels]
-        for i in (0, 1)
+        [load_vector(builder, _at(builder, p, place), F32, 16) for p in places.panels]
+        for place in (PANEL_FACTORS, PANEL_FACTORS + 64)
     ]
     if tile.words:
         for t, n in tile.cells:
             parts[t, n] = builder.fmul(builder.sitofp(parts[t, n], kind), factors[0][n])
     if tile.minima and not tile.narrow:
-        sums = _minima(builder, tile, panels, act)
+        sums = _minima(builder, tile, places)
         for t, n in tile.cells:
             value = builder.fneg(builder.sitofp(sums[t, n], kind))
             parts[t, n] = _fma(builder, value, factors[1][n], parts[t, n])
     return parts
 
 
-def _prefetch_next(builder: Any, tile: Tile, s: Any, here: Any, token_bytes: int) -> None:
-    """Sub-block s's part of the lines behind the tile's, which the next tile reads."""
-    all_bytes = tile.tokens * token_bytes
-    part = all_bytes * tile.sub // 256
-    start = builder.add(here, builder.mul(s, ir.Constant(I64, part)))
-    for line in range(0, part, 64):
-        prefetch_line(builder, _at(builder, start, all_bytes + line))
+def _prefetch_next(builder: Any, tile: Tile, step: Any, rows: Any, column: Any) -> None:
+    """One activation's lines of the tile that comes next."""
+    place = builder.add(rows, builder.shl(step, ir.Constant(I64, 3)))
+    row = builder.load(pointer(builder, _at(builder, place, 8 * tile.tokens), I64))
+    for line in range(0, 256, 64):
+        prefetch_line(builder, _at(builder, builder.add(row, column), line))
 
 
 def tile_product(tile: Tile) -> Any:
-    """An operation (panels, act, sums): tokens x 32 rows x 256 values.
+    """An operation (panels, rows, column, packed, sums): tokens x 32 rows x 256 values.
 
-    `panels` is two panels, then room for a vector per token and panel. Adds to the float32 sums at
-    `sums`, 32 per token.
+    `panels` is two panels, `rows` the addresses of activation rows, and `column` where in them the
+    superblock begins; addresses and what is packed go on for the tokens of the next tile, which are
+    fetched. Adds to the float32 sums at `sums`, 32 per token.
     """
 
-    def emit(builder: Any, first: Any, act: Any, sums: Any) -> None:
+    def emit(builder: Any, first: Any, rows: Any, column: Any, packed: Any, sums: Any) -> None:
         panels = [first, _at(builder, first, PANEL_BYTES)]
-        zero = _ZERO if tile.words else ir.Constant(vector(F32, 16), [0.0] * 16)
-        inner = _sums_of_superblock(builder, tile, first)
-        for place in inner.values():
-            builder.store(zero, place, align=64)
-        with cgutils.for_range(builder, ir.Constant(I64, 256 // tile.sub)) as loop:
-            _prefetch_next(builder, tile, loop.index, act, ACT_BYTES)
-            _prefetch_next(builder, tile, loop.index, sums, SUMS_BYTES)
-            _sub_block(builder, tile, loop.index, panels, act, inner)
-            builder.fence("seq_cst", "singlethread")
-        parts = _superblock(builder, tile, panels, act, inner)
+        acts = [
+            builder.add(builder.load(pointer(builder, _at(builder, rows, 8 * t), I64)), column)
+            for t in range(tile.tokens)
+        ]
+        places = Places(panels, acts, packed, sums)
+        kind = vector(I32 if tile.words else F32, 16)
+        totals = {cell: cgutils.alloca_once(builder, kind) for cell in tile.cells}
+        for total in totals.values():
+            builder.store(ir.Constant(kind, [0] * 16), total)
+        with cgutils.for_range(builder, ir.Constant(I64, 256 // tile.values)) as loop:
+            _prefetch_next(builder, tile, loop.index, rows, column)
+            count = tile.values // tile.sub
+            for i in range(0, count, tile.subs):
+                subs = list(range(i, i + tile.subs))
+                _add_subs(builder, tile, loop.index, subs, places, totals)
+        parts = _superblock(builder, tile, places, totals)
         for t, n in tile.cells:
-            scale = _load_splat(builder, _at(builder, act, ACT_SCALES + t * ACT_BYTES), F32)
-            place, part = _at(builder, sums, SUMS_BYTES * t + 64 * n), parts[t, n]
+            part, place = parts[t, n], _at(builder, sums, SUMS_BYTES * t + 64 * n)
             total = load_vector(builder, place, F32, 16)
-            whole = builder.fadd if tile.narrow else partial(_fma, builder, scale)
-            store_vector(builder, whole(part, total), place)
+            if tile.narrow:
+                total = builder.fadd(part, total)
+            else:
+                offset = PACKED_BYTES * t + PACKED_SCALES
+                scale = _load_splat(builder, _at(builder, packed, offset), F32)
+                total = _fma(builder, scale, part, total)
+            store_vector(builder, total, place)
 
-    return operation(types.void, (ADDRESS, ADDRESS, ADDRESS), emit)
+    return operation(types.void, (ADDRESS,) * 5, emit)
 
 
 def tile_products(sub: int, **kind: bool) -> tuple[Any, Any]:
-    """The products of `tile_tokens(sub)` tokens, and of half as many."""
-    tokens = tile_tokens.py_func(sub)
-    return tile_product(Tile(tokens, sub, **kind)), tile_product(Tile(tokens // 2, sub, **kind))
+    """The products of BIG and of SMALL tokens."""
+    return tile_product(Tile(BIG, sub, **kind)), tile_product(Tile(SMALL, sub, **kind))

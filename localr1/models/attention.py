@@ -45,16 +45,15 @@ class HeadProjections:
         else:
             self.k, self.v = _split_kv_b(weights[f"{prefix}.attn_kv_b.weight"], config)
 
-    def absorb(self, q_nope: torch.Tensor) -> torch.Tensor:
+    def absorb(self, q_nope: np.ndarray) -> np.ndarray:
         """Queries `[T, heads, nope]` -> queries on the latent `[T, heads, kv_lora_rank]`."""
-        queries = q_nope.contiguous().numpy()
         if self.k_transposed:
-            return torch.from_numpy(matmul_stack(queries, self.k, terms=2))
-        return torch.from_numpy(matmul_stack_t(queries, self.k))
+            return matmul_stack(q_nope, self.k, terms=2)
+        return matmul_stack_t(q_nope, self.k)
 
-    def values(self, context: torch.Tensor) -> torch.Tensor:
+    def values(self, context: np.ndarray) -> np.ndarray:
         """Attended latents `[T, heads, kv_lora_rank]` -> values `[T, heads, v_head_dim]`."""
-        return torch.from_numpy(matmul_stack(context.contiguous().numpy(), self.v, terms=2))
+        return matmul_stack(context, self.v, terms=2)
 
     def expand(self, head: int, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents `[S, kv_lora_rank]` -> a head's keys `[S, nope]` and values `[S, v_head_dim]`."""
@@ -123,11 +122,12 @@ class MLA:
             q, self.attn_kv_a_mqa(x).numpy(), self.rope.pairs[cache.length],
             self.attn_kv_a_norm.values, c.rms_norm_eps, q_nope, queries, rows[-1],
         )  # fmt: skip
-        queries[:, : c.kv_lora_rank] = self.heads.absorb(torch.from_numpy(q_nope[None]))[0]
+        queries[:, : c.kv_lora_rank] = self.heads.absorb(q_nope[None])[0]
         context = np.empty((c.n_heads, c.kv_lora_rank), np.float32)
         scores = np.empty(len(rows), np.float32)
         attend_token()(queries, rows, self.scale, scores, context)
-        return self.attn_output(self.heads.values(torch.from_numpy(context[None])).flatten(1))
+        values = self.heads.values(context[None])
+        return self.attn_output(Activations(values.reshape(1, -1)))
 
     def _projected(self, x: Activations) -> torch.Tensor:
         """All heads' queries, not yet rotated: `[T, heads * (nope + rope)]`."""
@@ -151,14 +151,15 @@ class MLA:
         self, q_nope: torch.Tensor, q_rope: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         """All heads attend over the latent rows `[S, width]` -> `[T, heads, v_head_dim]`."""
-        queries = torch.cat((self.heads.absorb(q_nope), q_rope), dim=-1)  # [T, heads, width]
+        latent = torch.from_numpy(self.heads.absorb(q_nope.numpy()))
+        queries = torch.cat((latent, q_rope), dim=-1)  # [T, heads, width]
         context = torch.empty(*queries.shape[:2], self.config.kv_lora_rank)
         for piece in _pieces(queries.shape[0], queries.shape[1] * rows.shape[0]):
             end = rows.shape[0] - queries.shape[0] + piece.stop
             scores = (queries[piece].flatten(0, 1) @ rows[:end].T).mul_(self.scale)
             scores = _mask_future(scores.view(-1, queries.shape[1], end))
             context[piece] = scores.softmax(-1) @ rows[:end, : self.config.kv_lora_rank]
-        return self.heads.values(context)
+        return torch.from_numpy(self.heads.values(context.numpy()))
 
     def expanded(
         self, q_nope: torch.Tensor, q_rope: torch.Tensor, rows: torch.Tensor

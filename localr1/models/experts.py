@@ -4,6 +4,8 @@ FFN.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -30,6 +32,10 @@ class MLP:
     def __call__(self, x: torch.Tensor | Activations) -> torch.Tensor:
         """`x` `[T, hidden]` -> float32 `[T, hidden]`."""
         x = x if isinstance(x, Activations) else Activations(x.numpy())
-        n_tokens = x.x.shape[0]
-        ids, weights = np.zeros((n_tokens, 1), np.int32), np.ones((n_tokens, 1), np.float32)
-        return torch.from_numpy(moe_forward(x, ids, weights, self.bank))
+        return torch.from_numpy(moe_forward(x, *_only_expert(x.shape[0]), self.bank))
+
+
+@lru_cache(maxsize=4)
+def _only_expert(n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and weights of tokens that all take expert 0, whole."""
+    return np.zeros((n_tokens, 1), np.int32), np.ones((n_tokens, 1), np.float32)

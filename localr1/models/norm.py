@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn.functional import rms_norm
 
@@ -21,7 +22,7 @@ class RMSNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`x` float32 `[T, n]` -> the same shape."""
         if len(x) == 1:
-            out = torch.empty(1, self.shape[0])
-            norm_token()(x.numpy(), self.values, self.eps, out.numpy())
-            return out
+            out = np.empty((1, self.shape[0]), np.float32)  # a third of torch's time to make one
+            norm_token()(x.numpy(), self.values, self.eps, out)
+            return torch.from_numpy(out)
         return rms_norm(x, self.shape, self.weight, self.eps)
