@@ -28,6 +28,7 @@ ORDER = [
     ["localr1.repository"],
     ["localr1.hub", "localr1.part"],
     ["localr1.download"],
+    ["localr1.gpu"],
     ["localr1.models"],
     ["localr1.models.inventory"],  # says what a model weighs in the planner's words
     ["localr1.choices"],
