@@ -91,10 +91,11 @@ class QuantTensor:
     def descriptor(self) -> np.ndarray:
         """int64 fields for compiled code; making it compiles the format's kernels for this tier."""
         isa = tier()
+        many = ROWS if self.cols % 256 else TILES  # tiles are made of whole superblocks
         return np.array(
             [
                 kernel_address(self.format, ROWS, isa),
-                kernel_address(self.format, TILES, isa),
+                kernel_address(self.format, many, isa),
                 self.format.activation,
                 self.count,
                 self.rows,

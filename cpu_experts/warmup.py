@@ -1,8 +1,9 @@
 """Compile, or load from the cache, what a set of formats needs: on all cores the first time.
 
-Numba compiles one function at a time in a process, so a first run shares the steps with helper
-processes; they leave the machine code in the disk cache, from where this process takes it. A mark
-in the cache's folder says that a step has been compiled, by whomever.
+Numba compiles one function at a time in a process, so in a first run this process and its helpers
+each take the next step until none is left. The helpers leave the machine code in the disk cache,
+from where this process takes it. A mark in the cache's folder says that a step has been compiled,
+by whomever.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cpu_experts.activations import one_term, two_terms
@@ -23,7 +27,7 @@ from cpu_experts.moe import PARTS
 from cpu_experts.pool import pool_address
 
 _COMMON: dict[str, Callable[[], object]] = {
-    **PARTS,  # the longest first: steps are handed out in turns
+    **PARTS,
     "matmul": plain,
     "matmul transposed": transposed,
     "one term": one_term,
@@ -33,7 +37,7 @@ _COMMON: dict[str, Callable[[], object]] = {
 
 
 def warmup(formats: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Yields (done, total) after each step; UnsupportedFormat names a format that has no kernel.
+    """Yields (done, total) while it works; UnsupportedFormat names a format that has no kernel.
 
     Steps are seconds long on the first run and milliseconds after it.
     """
@@ -41,24 +45,25 @@ def warmup(formats: Iterable[str]) -> Iterator[tuple[int, int]]:
     for name in names:
         if name not in FORMATS:
             raise UnsupportedFormat(f"no kernel for weight format {name}")
-    steps = [f"{name} {role}" for role in (TILES, ROWS, DEQUANT) for name in names]
-    steps = [*_COMMON, *steps]
+    tiles, *small = ([f"{name} {role}" for name in names] for role in (TILES, ROWS, DEQUANT))
+    steps = [*tiles, *_COMMON, *small[0], *small[1]]  # the longest first: none ends alone
     yield 0, len(steps)
-    missing = [step for step in steps if not _mark(step).exists()]
+    missing = deque(step for step in steps if not _mark(step).exists())
     helpers = _start_helpers(missing)
     try:
-        # Own share first, then what the helpers made; a step that one failed to make is made here.
-        share = missing[:: len(helpers) + 1]
-        order = [*share, *(step for step in steps if step not in share)]
-        for done, step in enumerate(order, start=1):
-            if step in missing and step not in share:
-                _wait(helpers[missing.index(step) % (len(helpers) + 1) - 1], step)
+        while missing:
+            with suppress(IndexError):  # a helper took the last one
+                _run(missing.popleft())
+            yield sum(_mark(step).exists() for step in steps) - 1, len(steps)
+        for helper in helpers:
+            helper.feeder.join()
+        for step in steps:  # what the helpers compiled is loaded, what one failed to is compiled
             _run(step)
-            yield done, len(steps)
+        yield len(steps), len(steps)
     finally:
         for helper in helpers:
-            helper.kill()
-            helper.wait()
+            helper.process.kill()
+            helper.process.communicate()
 
 
 def _run(step: str) -> None:
@@ -78,32 +83,40 @@ def _mark(step: str) -> Path:
     return Path(use_own_folder()) / "compiled" / f"{tier()} {step}"
 
 
-def _start_helpers(missing: list[str]) -> list[subprocess.Popen[bytes]]:
-    """Processes that compile all of `missing` but every n-th from the first, which is ours."""
-    n = min(default_threads(), len(missing) // 4, 8) if folder_is_shared() else 1
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "cpu_experts.warmup", *missing[i::n]],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+class _Helper:
+    """A process that compiles steps as a thread of ours hands them over, one at a time."""
+
+    def __init__(self, missing: deque[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cpu_experts.warmup"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            text=True,
             start_new_session=True,  # a Ctrl-C is ours to handle
         )
-        for i in range(1, n)
-    ]
+        self.feeder = threading.Thread(target=self._feed, args=(missing,), daemon=True)
+        self.feeder.start()
+
+    def _feed(self, missing: deque[str]) -> None:
+        assert self.process.stdin and self.process.stdout
+        with suppress(IndexError, OSError, ValueError):  # nothing is left, or the process has ended
+            while self.process.stdout.readline():  # it is ready for a step
+                self.process.stdin.write(missing.popleft() + "\n")
+                self.process.stdin.flush()
 
 
-def _wait(helper: subprocess.Popen[bytes], step: str) -> None:
-    """Until the helper has compiled a step, or has ended."""
-    while helper.poll() is None and not _mark(step).exists():
-        try:
-            helper.wait(0.02)
-        except subprocess.TimeoutExpired:
-            continue
+def _start_helpers(missing: deque[str]) -> list[_Helper]:
+    n = min(default_threads(), len(missing) // 4, 8) if folder_is_shared() else 1
+    return [_Helper(missing) for _ in range(1, n)]
+
+
+def _serve() -> None:
+    """The helper's life: a line on stdout asks for a step, a line on stdin names it."""
+    while print(flush=True) is None and (step := sys.stdin.readline().strip()):
+        _run(step)
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:]:
-        _run(wanted)
+    _serve()

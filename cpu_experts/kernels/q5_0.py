@@ -145,24 +145,7 @@ def fill_5_bits(table, high, first, both, place):
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
-    """out[t, r] = row r . activation t, for many tokens."""
-    if cols % 256:
-        rows_scaled(
-            unpack_vectors,
-            BLOCK,
-            BYTES,
-            w,
-            stride,
-            row0,
-            n_rows,
-            cols,
-            acts,
-            n_tokens,
-            out,
-            out_stride,
-            scratch,
-        )
-        return
+    """out[t, r] = row r . activation t, for many tokens; cols a multiple of 256."""
     tiles(
         fill_panel,
         _BIG,
