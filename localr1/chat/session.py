@@ -48,7 +48,7 @@ class Session:
         and `use` must be called again.
         """
         self._turn = self._running = None
-        del self.llm
+        vars(self).pop("llm", None)  # gone already where another model failed to load
         other = load()
         self.llm, self.params = other.llm, other.params
 
