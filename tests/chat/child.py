@@ -27,6 +27,7 @@ SCRIPTS = {
     "sum": [SUM],
     "chinese": [["</think>", "思考"]],
     "long": [LONG],
+    "loop": [["so ", "what? "] * 5000, ["It is ", "**933**", "."]],
     "slow": [["step 0. ", 0.2, "step 1. ", 8.0, *LONG]],
     "reading": [[*READING, *SUM]],
     "full": [[ContextFull("the context is full", "/clear starts anew")], SUM],

@@ -66,10 +66,12 @@ class FakeEngine:
         self.finish_reason: FinishReason = "stop"
         self.closed = 0
         self.ids: list[int] = []  # nothing is ever in its cache
+        self.params: list[object] = []
         self.read: list[list[int]] = []
 
     def stream(self, ids: Sequence[int], params: object) -> Iterator[Progress | int]:
         self.read.append(list(ids))
+        self.params.append(params)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         written, began = 0, time.perf_counter()
         try:
@@ -78,7 +80,7 @@ class FakeEngine:
                 if isinstance(item, float):
                     time.sleep(item)
                     continue
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, Progress):
                     yield item

@@ -55,6 +55,16 @@ class ChildTerminal:
     def text(self) -> str:
         return "\n".join(self.lines())
 
+    def scrolled(self) -> str:
+        """What has left the screen at its top."""
+        top = self.screen.history.top
+        return "\n".join("".join(line[x].data for x in sorted(line)) for line in top) + "\n"
+
+    def resize(self, columns: int) -> None:
+        """What happens when someone pulls at the window's edge."""
+        self.screen.resize(columns=columns)
+        self.child.setwinsize(24, columns)
+
     def send(self, keys: str) -> None:
         self.child.send(keys)
 

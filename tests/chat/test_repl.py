@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.chat.terminal import ChildTerminal
 
 OURS = re.compile(r"\x1b\[[0-9;]*[mAKJ]|\r")
 CTRL_C, CTRL_D, ENTER, ALT_ENTER, CTRL_J, UP = "\x03", "\x04", "\r", "\x1b\r", "\n", "\x1b[A"
+CTRL_BACKSLASH = "\x1c"
 
 
 def report(path: Path) -> list[Message]:
@@ -238,3 +240,140 @@ def test_nothing_but_the_chat_imports_prompt_toolkit() -> None:
     code = "import sys, localr1.chat.repl; print('prompt_toolkit' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stdout == "False\n"
+
+
+def test_ctrl_backslash_answers_now(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "loop", "0.01", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        terminal.send("question" + ENTER)
+        terminal.wait("The thought goes round in circles: Ctrl-\\ answers now, Ctrl-C stops")
+        terminal.wait("Thinking")
+        terminal.send(CTRL_BACKSLASH)
+        terminal.wait("context ")
+        terminal.wait_prompt()
+        terminal.send(CTRL_BACKSLASH + "x" + CTRL_C)  # means nothing at the prompt
+        terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+    answer = report(tmp_path / "talk")[1]
+    assert "so what? so what? " in answer.reasoning
+    assert answer.reasoning.endswith("I will answer now.\n")
+    assert (answer.content, answer.stopped) == ("It is **933**.", False)
+
+
+def test_tab_completes_and_the_editor_writes(tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf "from the editor" > "$1"\n')
+    editor.chmod(0o755)
+    talk = str(tmp_path / "talk")
+    with ChildTerminal(tmp_path, "chat", "sum", "0", talk, EDITOR=str(editor)) as terminal:
+        terminal.wait_prompt()
+        terminal.send("/thi\thi\t")
+        terminal.wait("> /think hide")
+        terminal.send(ENTER)
+        terminal.wait("thoughts are hidden")
+        terminal.wait_prompt()
+        terminal.send("\x18\x05")
+        terminal.wait("> from the editor")
+        terminal.send(ENTER)
+        terminal.wait("context ")
+        terminal.wait_prompt()
+        terminal.send("/edit" + ENTER)
+        terminal.wait(lambda t: t.lines()[-1] == "> from the editor")
+        terminal.send(", better" + ENTER)
+        terminal.wait(lambda t: t.raw.count("context ") == 2)
+        terminal.wait_prompt()
+        terminal.send("/retry" + ENTER)
+        terminal.wait(lambda t: t.raw.count("context ") == 3)
+        terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+    assert [m.content for m in report(tmp_path / "talk")[::2]] == ["from the editor, better"]
+
+
+def test_resizing_while_the_model_thinks_and_writes(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "long", "0.002", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        terminal.send("question" + ENTER)
+        for text, columns in (("Thinking", 50), ("step 150", 40), ("word 20 ", 60), ("200 ", 44)):
+            terminal.wait(lambda t, text=text: text in t.text() or "context " in t.raw)
+            terminal.resize(columns)
+        terminal.wait("context ")
+        terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+    answer = report(tmp_path / "talk")[1]
+    assert len(answer.content.split()) == len(answer.reasoning.split()) == 800
+    assert terminal.raw.count("Thought for") == 1
+
+
+def test_forty_columns(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "long", "0.001", columns=40) as terminal:
+        terminal.wait_prompt()
+        terminal.send("question" + ENTER)
+        terminal.wait("Thinking")
+        terminal.wait("context ")
+        terminal.wait_prompt()
+        everything = terminal.scrolled() + terminal.text()
+    assert "step" not in everything and "Thinking" not in everything
+    assert everything.count("Thought for") == 1
+    words = " ".join(everything.split())
+    assert " ".join(f"word {i}" for i in range(400)) in words
+
+
+def test_killed_at_random_moments_every_finished_turn_is_there(tmp_path: Path) -> None:
+    """kill -9 at 50 moments: while reading, thinking, writing, saving and idle."""
+    moments, asked = random.Random(5), 0
+    finished: list[str] = []
+    for _ in range(50):
+        mode = "resume" if asked else "chat"
+        with ChildTerminal(tmp_path, mode, "sum", "0.0005", str(tmp_path / "talk")) as terminal:
+            terminal.wait_prompt()
+            until = time.monotonic() + moments.uniform(0.0, 0.12)
+            while time.monotonic() < until:
+                terminal.send(f"question {asked}" + ENTER)
+                seen, asked = terminal.raw.count("context "), asked + 1
+                while terminal.raw.count("context ") == seen and time.monotonic() < until:
+                    terminal.read(0.005)
+                if terminal.raw.count("context ") > seen:
+                    terminal.wait_prompt()
+                    finished.append(f"question {asked - 1}")
+            terminal.child.kill(signal.SIGKILL)
+        kept = json.loads(saved_talk(tmp_path).read_text("utf-8"))["messages"] if finished else []
+        Transcript([Message(**fields) for fields in kept])
+        questions = [fields["content"] for fields in kept[::2]]
+        assert [q for q in questions if q in finished] == finished
+    assert len(finished) >= 5
+
+
+def saved_talk(home: Path) -> Path:
+    (path,) = (home / ".local/state/localr1/sessions").glob("*.json")
+    return path
+
+
+def test_a_resumed_talk_goes_on(tmp_path: Path) -> None:
+    for mode in ("chat", "resume"):
+        with ChildTerminal(tmp_path, mode, "sum", "0", str(tmp_path / "talk")) as terminal:
+            terminal.wait_prompt()
+            terminal.send(f"a question of {mode}" + ENTER)
+            terminal.wait("context ")
+            terminal.wait_prompt()
+            terminal.send(CTRL_D)
+            assert terminal.exit_code() == 0
+    questions = [m.content for m in report(tmp_path / "talk")[::2]]
+    assert questions == ["a question of chat", "a question of resume"]
+    assert stat.S_IMODE(saved_talk(tmp_path).stat().st_mode) == 0o600
+
+
+def test_a_full_disk_is_told_and_the_chat_goes_on(tmp_path: Path) -> None:
+    state = tmp_path / ".local/state/localr1"
+    state.mkdir(parents=True)
+    (state / "sessions").write_text("this is no folder")
+    with ChildTerminal(tmp_path, "chat", "sum", "0", str(tmp_path / "talk")) as terminal:
+        terminal.wait_prompt()
+        terminal.send("one" + ENTER)
+        terminal.wait("error: ")
+        terminal.wait_prompt()
+        terminal.send("/bye" + ENTER)
+        assert terminal.exit_code() == 0
+    assert [m.content for m in report(tmp_path / "talk")[::2]] == ["one"]
