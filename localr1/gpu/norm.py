@@ -1,0 +1,81 @@
+"""RMSNorm on the GPU, and the residual sum in front of it: `x += add; out = x / rms(x) * weight`.
+
+One program per row, float32 throughout. The addend may lie in pinned host memory (the routed
+experts' answer, mailbox.py): it is read past the caches, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from localr1.gpu.launch import Configuration, launch
+from localr1.gpu.sizes import R1, Sizes
+
+
+@triton.jit
+def norm_kernel(
+    x, add, weight, out, eps,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Row `program_id(0)` of x float32 [T, WIDTH], rows STRIDE apart; out [T, WIDTH]."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    values = tl.load(x + row * STRIDE + columns, mask=inside, other=0.0)
+    if add is not None:
+        values += tl.load(add + row * WIDTH + columns, mask=inside, other=0.0, cache_modifier=".cv")
+        tl.store(x + row * STRIDE + columns, values, mask=inside)
+    factor = tl.rsqrt(tl.sum(values * values, 0) / WIDTH + eps)
+    scaled = values * factor * tl.load(weight + columns, mask=inside, other=0.0)
+    tl.store(out + row * WIDTH + columns, scaled.to(out.dtype.element_ty), mask=inside)
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    add: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`x` float32 `[T, n]`, its rows any distance apart -> `out` `[T, n]`, made float32 if not
+    given.
+
+    `add` float32 `[T, n]` is summed into `x` first, in place.
+    """
+    n_tokens, width = x.shape
+    if out is None:
+        out = torch.empty(n_tokens, width, dtype=torch.float32, device=x.device)
+    launch(
+        norm_kernel, (n_tokens,), x, add, weight, out, eps,
+        num_warps=_warps(width), WIDTH=width, STRIDE=x.stride(0), BLOCK=_block(width),
+    )  # fmt: skip
+    return out
+
+
+def _block(width: int) -> int:
+    return triton.next_power_of_2(width)
+
+
+def _warps(width: int) -> int:
+    """So many that each thread has up to 16 values: the whole row is in flight at once."""
+    return max(1, min(16, _block(width) // 512))
+
+
+def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+    """Norms of the hidden state, with and without a sum, and of the query's low rank."""
+    kinds = [(sizes.hidden_size, add) for add in (None, "*fp32")]
+    kinds += [(sizes.q_lora_rank, None)] if sizes.q_lora_rank else []
+    for width, add in kinds:
+        for out in ("*fp32", "*bf16"):
+            signature = {"x": "*fp32", "weight": "*fp32", "out": out, "eps": "fp32"}
+            constants: dict[str, Any] = {"WIDTH": width, "STRIDE": width, "BLOCK": _block(width)}
+            if add:
+                signature["add"] = add
+            else:
+                constants["add"] = None
+            yield Configuration(norm_kernel, signature, constants, _warps(width), 2)
