@@ -12,7 +12,6 @@ from numba.extending import register_jitable
 
 from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.q4_k import fill_pairs
 from cpu_experts.kernels.tile_code import (
     PANEL_FACTORS,
     PANEL_MINIMA,
@@ -20,7 +19,7 @@ from cpu_experts.kernels.tile_code import (
     quads,
     tile_products,
 )
-from cpu_experts.kernels.tiles import tiles
+from cpu_experts.kernels.tiles import fill_pairs, tiles
 from cpu_experts.kernels.vnni import dot_minima, rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.row_vectors import spread_f16

@@ -26,6 +26,7 @@ from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32,
 from cpu_experts.row_vectors import spread_f16
 from cpu_experts.vectors import (
     bytes_constant,
+    fma,
     halves_to_floats,
     load,
     load_twice256,
@@ -38,6 +39,7 @@ from cpu_experts.vectors import (
     shift_right16,
     shift_right32,
     splat_8_bytes,
+    splat_float,
     store,
     store_floats,
     to_floats,
@@ -172,12 +174,10 @@ _DOWN, _SIX, _TOP, _BYTE = (
     mask_lanes(255),
 )
 _BY2, _BY8, _BY16, _BY24 = (shift_right32(count) for count in (2, 8, 16, 24))
-_PAIR01, _PAIR23 = (
-    bytes_constant([v for lane in range(0, 16, 4) for v in (lane + i, 128, lane + i + 1, 128)] * 4)
-    for i in (0, 2)
-)
 
-_BIG, _SMALL = tile_products(32, minima=True)
+# Less 8, a weight is at most 8: 32 products with int8 are at most 32,512.
+_MIDDLE = 8
+_BIG, _SMALL = tile_products(32, words=True, minima=True, centred=True)
 
 
 @register_jitable
@@ -190,7 +190,7 @@ def fill_panel(block, stride, panel):
         _fill_two(b, place + 64)
         _fill_two(c, place + 128)
         _fill_two(d, place + 192)
-    fill_scales(block, stride, panel)
+    _fill_scales(block, stride, panel)
 
 
 @register_jitable
@@ -201,31 +201,41 @@ def _fill_two(both, place):
 
 
 @register_jitable
-def _fill_four(packed, factor, target):
-    """Four bytes of every row as four vectors of scales."""
-    store_floats(multiply(to_floats(_BYTE(packed)), factor), target)
-    store_floats(multiply(to_floats(_BYTE(_BY8(packed))), factor), target + 64)
-    store_floats(multiply(to_floats(_BYTE(_BY16(packed))), factor), target + 128)
-    store_floats(multiply(to_floats(_BY24(packed)), factor), target + 192)
+def _fill_scales(block, stride, panel):
+    """Integer scales, and minima less the middle: dmin * minimum - d * scale * middle."""
+    heads, scales, more_scales, minima, more_minima = quads_of_scales(block, stride)
+    d, d_minima = halves_to_floats(heads), halves_to_floats(_BY16(heads))
+    d_middle = multiply(d, splat_float(np.float32(-_MIDDLE)))
+    _fill_four(scales, minima, d_minima, d_middle, panel)
+    _fill_four(more_scales, more_minima, d_minima, d_middle, panel + 256)
+    store_floats(d, panel + PANEL_FACTORS)
 
 
 @register_jitable
-def fill_pairs(packed, target):
-    """Four bytes of every row as two vectors of int16 pairs."""
-    store(look_up_bytes(packed, _PAIR01()), target)
-    store(look_up_bytes(packed, _PAIR23()), target + 64)
+def _fill_four(scales, minima, d_minima, d_middle, panel):
+    """Four bytes of every row as scales and minima of four sub-blocks."""
+    _fill_one(_BYTE(scales), _BYTE(minima), d_minima, d_middle, panel)
+    _fill_one(_BYTE(_BY8(scales)), _BYTE(_BY8(minima)), d_minima, d_middle, panel + 64)
+    _fill_one(_BYTE(_BY16(scales)), _BYTE(_BY16(minima)), d_minima, d_middle, panel + 128)
+    _fill_one(_BY24(scales), _BY24(minima), d_minima, d_middle, panel + 192)
 
 
 @register_jitable
-def fill_scales(block, stride, panel):
-    """Scales and minima of all rows at once: the arithmetic of `unpack_scales`, a row per lane."""
+def _fill_one(scale, minimum, d_minima, d_middle, panel):
+    store(scale, panel + PANEL_SCALES)
+    middle = multiply(to_floats(scale), d_middle)
+    store_floats(fma(to_floats(minimum), d_minima, middle), panel + PANEL_MINIMA)
+
+
+@register_jitable
+def quads_of_scales(block, stride):
+    """The dword of d and dmin, and of scales and minima 0-3 and 4-7: a row per lane.
+
+    The arithmetic of `unpack_scales`.
+    """
     heads, a, b, c = quads(block, stride)
-    d = halves_to_floats(heads)
-    _fill_four(_SIX(a), d, panel + PANEL_SCALES)
-    _fill_four(or_(_LOW(c), _TOP(_BY2(a))), d, panel + PANEL_SCALES + 256)
-    fill_pairs(_SIX(b), panel + PANEL_MINIMA)
-    fill_pairs(or_(_LOW(_DOWN(c)), _TOP(_BY2(b))), panel + PANEL_MINIMA + 128)
-    store_floats(halves_to_floats(_BY16(heads)), panel + PANEL_FACTORS + 64)
+    scales, minima = or_(_LOW(c), _TOP(_BY2(a))), or_(_LOW(_DOWN(c)), _TOP(_BY2(b)))
+    return heads, _SIX(a), scales, _SIX(b), minima
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
@@ -236,8 +246,8 @@ def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, o
         _SMALL,
         BLOCK,
         BYTES,
-        32,
-        0,
+        SUB,
+        _MIDDLE,
         w,
         stride,
         row0,

@@ -14,22 +14,34 @@ from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_k import (
     D_MINIMA,
     D,
-    fill_scales,
+    quads_of_scales,
     scale_and_minimum,
     store_orders,
     unpack_scales,
 )
-from cpu_experts.kernels.tile_code import quads, tile_products
-from cpu_experts.kernels.tiles import tiles
+from cpu_experts.kernels.tile_code import (
+    PANEL_FACTORS,
+    PANEL_MINIMA,
+    PANEL_SCALES,
+    quads,
+    tile_products,
+)
+from cpu_experts.kernels.tiles import fill_pairs, tiles
 from cpu_experts.kernels.vnni import dot_minima, rows_integer
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
+    halves_to_floats,
     load_twice256,
     mask_bytes,
+    mask_lanes,
+    multiply,
     or_,
     shift_left16,
     shift_right16,
+    shift_right32,
     store,
+    store_floats,
+    to_floats,
 )
 
 BLOCK, BYTES, SUB = 256, 176, 32
@@ -119,6 +131,9 @@ _DOWN = shift_right16(4, 4, 4, 4)
 _UP4, _UP3, _UP2, _UP1 = (shift_left16(n, n, n, n) for n in (4, 3, 2, 1))
 _DOWN1, _DOWN2, _DOWN3 = (shift_right16(n, n, n, n) for n in (1, 2, 3))
 
+_BYTE = mask_lanes(255)
+_BY8, _BY16, _BY24 = (shift_right32(count) for count in (8, 16, 24))
+
 _BIG, _SMALL = tile_products(32, minima=True)
 
 
@@ -135,7 +150,7 @@ def fill_panel(block, stride, panel):
         _fill_eight(high[1], first[1], second[1], third[1], fourth[1], place + 64)
         _fill_eight(high[2], first[2], second[2], third[2], fourth[2], place + 128)
         _fill_eight(high[3], first[3], second[3], third[3], fourth[3], place + 192)
-    fill_scales(block, stride, panel)
+    _fill_scales(block, stride, panel)
 
 
 @register_jitable
@@ -149,6 +164,27 @@ def _fill_eight(high, first, second, third, fourth, place):
     store(or_(_LOW(_DOWN(third)), _FIFTH(_DOWN1(high))), place + 2560)
     store(or_(_LOW(fourth), _FIFTH(_DOWN2(high))), place + 3072)
     store(or_(_LOW(_DOWN(fourth)), _FIFTH(_DOWN3(high))), place + 3584)
+
+
+@register_jitable
+def _fill_scales(block, stride, panel):
+    """Scales as float32, minima as pairs of int16 with a factor."""
+    heads, scales, more_scales, minima, more_minima = quads_of_scales(block, stride)
+    d = halves_to_floats(heads)
+    _fill_four(scales, d, panel + PANEL_SCALES)
+    _fill_four(more_scales, d, panel + PANEL_SCALES + 256)
+    fill_pairs(minima, panel + PANEL_MINIMA)
+    fill_pairs(more_minima, panel + PANEL_MINIMA + 128)
+    store_floats(halves_to_floats(_BY16(heads)), panel + PANEL_FACTORS + 64)
+
+
+@register_jitable
+def _fill_four(packed, factor, target):
+    """Four bytes of every row as four vectors of scales."""
+    store_floats(multiply(to_floats(_BYTE(packed)), factor), target)
+    store_floats(multiply(to_floats(_BYTE(_BY8(packed))), factor), target + 64)
+    store_floats(multiply(to_floats(_BYTE(_BY16(packed))), factor), target + 128)
+    store_floats(multiply(to_floats(_BY24(packed)), factor), target + 192)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

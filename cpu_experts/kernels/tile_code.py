@@ -28,7 +28,7 @@ from cpu_experts.simd import (
     vector,
 )
 
-binding.initialize_native_asmparser()  # for _dot_words
+binding.initialize_native_asmparser()  # for _by_words
 ADDRESS = types.int64
 _ZERO = constant(I32, [0] * 16)
 
@@ -92,6 +92,8 @@ class Tile:
     words: scales are integers, and products of a sub-block fit int16: VPDPWSSD applies them.
     minima: there are minima, and sums of activations for them; without, the dot products start
     from the sums. narrow: activations have a scale per 32 values, and minima are float32.
+    centred: weights with minima meet activations less their middle, which takes 32 products into
+    int16; minima are float32, and give the middle back.
     """
 
     tokens: int
@@ -99,6 +101,7 @@ class Tile:
     words: bool = False
     minima: bool = False
     narrow: bool = False
+    centred: bool = False
 
     @property
     def cells(self) -> list[tuple[int, int]]:
@@ -109,6 +112,11 @@ class Tile:
     def subs(self) -> int:
         """Sub-blocks at once: fewer than 10 chains of dot products would wait for each other."""
         return 1 if self.tokens == BIG else 2
+
+    @property
+    def starts(self) -> bool:
+        """Whether dot products start from sums of activations, not from 0."""
+        return self.centred or not self.minima
 
     @property
     def values(self) -> int:
@@ -128,11 +136,11 @@ class Places:
 
 # Offsets in a panel (16 rows x 256 values) and in what is packed of an activation; see tiles.py.
 PANEL_SCALES, PANEL_MINIMA, PANEL_FACTORS, PANEL_BYTES = 4096, 5120, 6144, 6272
-PACKED_SCALES, PACKED_BYTES = 64, 128
+PACKED_FLOATS, PACKED_SCALES, PACKED_BYTES = 32, 64, 128
 SUMS_BYTES = 128  # a token's sums of 32 rows
 
 
-def _dot_words(builder: Any, total: Any, a: Any, b: Any) -> Any:
+def _by_words(builder: Any, a: Any, b: Any, total: Any) -> Any:
     """VPDPWSSD, as it is: LLVM would make VPMADDWD and VPADDD of it, to wait less in a chain.
 
     Here many chains wait for the ports.
@@ -158,7 +166,7 @@ def _dots(builder: Any, tile: Tile, step: Any, subs: list[int], places: Places) 
     for i in subs:
         for t, n in tile.cells:
             start = _at(builder, starts, t * PACKED_BYTES + 4 * i)
-            dots[t, n, i] = _ZERO if tile.minima else _load_splat(builder, start, I32)
+            dots[t, n, i] = _load_splat(builder, start, I32) if tile.starts else _ZERO
     for k in range(tile.sub // 4):
         for i in subs:
             quad = i * tile.sub // 4 + k
@@ -189,7 +197,7 @@ def _add_subs(
             total = builder.load(totals[t, n])
             here = _at(builder, packed, t * PACKED_BYTES + 4 * i)
             if tile.words:
-                total = _dot_words(builder, total, dots[t, n, i], scales[n])
+                total = _by_words(builder, dots[t, n, i], scales[n], total)
             else:
                 value = builder.sitofp(dots[t, n, i], vector(F32, 16))
                 if tile.narrow:
@@ -202,18 +210,18 @@ def _add_subs(
 
 
 def _minima(builder: Any, tile: Tile, places: Places) -> dict[Any, Any]:
-    """Integer sums of minimum * sum over the superblock: pairs of int16 on both sides."""
-    sums = dict.fromkeys(tile.cells, _ZERO)
-    for k in range(128 // tile.sub):
-        pairs = [
-            load_vector(builder, _at(builder, p, PANEL_MINIMA + 64 * k), I32, 16)
-            for p in places.panels
-        ]
+    """Sums of minimum * sum over the superblock, both sides float32 or pairs of int16."""
+    kind, sums_at = (F32, PACKED_FLOATS) if tile.centred else (I32, 0)
+    add = _fma if tile.centred else _by_words
+    sums: dict[Any, Any] = dict.fromkeys(tile.cells, ir.Constant(vector(kind, 16), [0] * 16))
+    for k in range(8 if tile.centred else 128 // tile.sub):
+        place = PANEL_MINIMA + 64 * k
+        minima = [load_vector(builder, _at(builder, p, place), kind, 16) for p in places.panels]
         for t in range(tile.tokens):
-            place = _at(builder, places.packed, t * PACKED_BYTES + 4 * k)
-            value = _load_splat(builder, place, I32)
+            place = _at(builder, places.packed, t * PACKED_BYTES + sums_at + 4 * k)
+            value = _load_splat(builder, place, kind)
             for n in (0, 1):
-                sums[t, n] = _dot_words(builder, sums[t, n], pairs[n], value)
+                sums[t, n] = add(builder, minima[n], value, sums[t, n])
     return sums
 
 
@@ -226,8 +234,15 @@ def _superblock(builder: Any, tile: Tile, places: Places, totals: dict[Any, Any]
         for place in (PANEL_FACTORS, PANEL_FACTORS + 64)
     ]
     if tile.words:
+        parts = {cell: builder.sitofp(part, kind) for cell, part in parts.items()}
+    if tile.centred:
+        sums = _minima(builder, tile, places)
         for t, n in tile.cells:
-            parts[t, n] = builder.fmul(builder.sitofp(parts[t, n], kind), factors[0][n])
+            parts[t, n] = _fma(builder, parts[t, n], factors[0][n], builder.fneg(sums[t, n]))
+        return parts
+    if tile.words:
+        for t, n in tile.cells:
+            parts[t, n] = builder.fmul(parts[t, n], factors[0][n])
     if tile.minima and not tile.narrow:
         sums = _minima(builder, tile, places)
         for t, n in tile.cells:

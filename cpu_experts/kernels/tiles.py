@@ -6,19 +6,22 @@ writes one from native blocks. A panel meets up to 256 tokens, so that filling i
 
 The int8 values of activations are read where they are. Beside them, for each superblock of
 columns, 128 bytes a token are packed: what stands for the sums of the sub-blocks, then float32
-scales. The sums are int32 `-offset * sum` where the dot products start; with minima they are pairs
-of int16, or float32 `-scale * sum` for blocks of 32. `_NEAR` superblocks of activations are met by
-all rows before the next ones: few tokens read whole rows, many tokens four superblocks of 256 rows.
+scales. The sums are int32 `-offset * sum` where the dot products start, those of 32 values float32
+too; with minima alone pairs of int16, or float32 `-scale * sum` for blocks of 32. `_NEAR`
+superblocks of activations are met by all rows before the next ones: few tokens read whole rows,
+many tokens four superblocks of 256 rows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 
 from cpu_experts.kernels.tile_code import (
     BIG,
     PACKED_BYTES,
+    PACKED_FLOATS,
     PACKED_SCALES,
     PANEL_BYTES,
     SMALL,
@@ -27,8 +30,10 @@ from cpu_experts.kernels.tile_code import (
 from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
 from cpu_experts.memory import load_f32, load_i64, load_u8, prefetch, store_f32, store_i8, store_i64
 from cpu_experts.vectors import (
+    bytes_constant,
     load256,
     load_floats,
+    look_up_bytes,
     multiply,
     multiply_words,
     splat_float,
@@ -49,6 +54,17 @@ _ROWS = 2 * PANEL_BYTES
 _TABLE = _ROWS + 4608
 _PACKED = _TABLE + 8 * (TOKEN_TILE + 16) + 64
 _SUMS = _PACKED + _NEAR * PACKED_BYTES
+_PAIR01, _PAIR23 = (
+    bytes_constant([v for lane in range(0, 16, 4) for v in (lane + i, 128, lane + i + 1, 128)] * 4)
+    for i in (0, 2)
+)
+
+
+@register_jitable
+def fill_pairs(packed, target):
+    """Minima of a panel: four bytes of every row as two vectors of int16 pairs."""
+    store(look_up_bytes(packed, _PAIR01()), target)
+    store(look_up_bytes(packed, _PAIR23()), target + 64)
 
 
 @njit(error_model="numpy")
@@ -56,16 +72,18 @@ def _pack(block, sub, offset, cols, b, act, out):
     """Sums and scales of superblock b of an activation. `offset` 0: there are minima."""
     # Loads of what comes in a row behind fewer scales or sums: see layout.py.
     scales = load_floats(act + scales_offset(cols) + 1024 * b // block)
-    store_floats(scales, out + PACKED_SCALES)
     sums = sums16_offset(cols, block) if sub == 16 else sums32_offset(cols, block)
     words = load256(act + sums + 512 * b // sub)
     if offset:
         store(multiply_words(words_as_lanes(words), np.int32(-offset)), out)
+        if sub == 32:
+            store_floats(to_floats(words_as_lanes(words)), out + PACKED_FLOATS)
     elif block == 32:
         totals = multiply(to_floats(words_as_lanes(words)), splat_float(np.float32(-1.0)))
         store_floats(multiply(totals, scales), out)
     else:
         store256(words, out)
+    store_floats(scales, out + PACKED_SCALES)
 
 
 @njit(error_model="numpy")
