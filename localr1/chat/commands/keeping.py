@@ -69,6 +69,9 @@ def resumed(saved: archive.Saved, told: str) -> str:
 
 def export(chat: Chat, words: str) -> None:
     """Write the conversation as Markdown."""
+    if not chat.session.transcript.messages:
+        chat.say("there is nothing to export yet")
+        return
     path = Path(words or f"{chat.saver.name}.md").expanduser()
     if path.exists():
         raise LocalR1Error(f"{path} exists", "give another name", USAGE)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from localr1.chat.commands.chat import Chat
 from localr1.chat.terminal import clean, count, duration, short
 from localr1.chat.transcript import Message
 from localr1.chat.views import ThinkMode
 
+if TYPE_CHECKING:
+    from offload.placement import Placement
+
+_GIB = 1 << 30
 _THINK_MODES = {
     "show": "thoughts are shown in full as they come",
     "fold": "thoughts are folded to one line; /think prints the last one",
@@ -73,10 +77,12 @@ def context(chat: Chat, words: str) -> None:
 
 
 def plan(chat: Chat, words: str) -> None:
-    """Where the model's weights lie."""
-    placement = getattr(chat.session.llm.engine, "placement", None)
+    """Where the model's weights lie, and what else takes memory."""
+    placement: Placement | None = getattr(chat.session.llm.engine, "placement", None)
     if placement is None:
         chat.say("this model was loaded without a plan")
         return
-    for line in str(placement).splitlines():
-        chat.say(line)
+    for tier, items in (("GPU", placement.gpu), ("RAM", placement.ram), ("disk", placement.disk)):
+        for item in items:
+            chat.say(f"  {tier:6}{item.name:24}{item.nbytes / _GIB:>9.2f} GiB")
+    chat.say(f"  context for {count(placement.context, 'token')}")
