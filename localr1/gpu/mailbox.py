@@ -145,11 +145,10 @@ def wait_kernel(control, state, limit):
 
 
 class Handoff:
-    """A `Mailbox` seen from the GPU.
+    """A `Mailbox` seen from the GPU; its memory must be `pinned`.
 
-    `x`, `ids`, `weights` and `out` are the mailbox's memory, for `max_tokens` tokens; where it is
-    `pinned`, kernels read and write it in place: router.py may write its choice there, and norm.py
-    adds `out`, the answer, after `wait`.
+    `x`, `ids`, `weights` and `out` are that memory, for `max_tokens` tokens. After `wait`, norm.py
+    adds `out`, the answer, from where it lies.
     """
 
     def __init__(self, box: Mailbox, device: torch.device | str) -> None:

@@ -2,8 +2,7 @@
 
 Two launches: the logits of every expert, in full float32, and one program per token that chooses.
 The choice is `_route_token`'s (models/compiled.py), ties included: of equal experts the first is
-taken, of equally weak groups the first is closed. Ids and weights may be written straight to the
-mailbox's memory.
+taken, of equally weak groups the first is closed.
 """
 
 from __future__ import annotations
