@@ -64,17 +64,13 @@ class Engine:
         while self.position < len(ids):
             chunk = list(ids[self.position : self.position + _SUPER_CHUNK])
             done = self.position - start
-            with torch.inference_mode():
-                x = self.model.token_embd(chunk)
-            for layer, block in enumerate(self.model.blk):
-                with torch.inference_mode():
-                    x = block(x, self.cache)
+            for layer, state in enumerate(self.model.layers(chunk, self.cache)):
+                hidden = state
                 if len(ids) - start >= _MIN_PROGRESS:
                     read = done + len(chunk) * (layer + 1) // n_layers
                     yield Progress("Reading the prompt", read, len(ids) - start, "tokens")
             self._commit(chunk)
-        with torch.inference_mode():
-            yield self.model.head(x[-1:])
+        yield self.model.head(hidden, last=1)
 
     def step(self, token: int) -> torch.Tensor:
         """Append one token to the cache; the logits `[1, vocab]` behind it."""
@@ -83,11 +79,8 @@ class Engine:
         # torch's barriers cost milliseconds on a busy machine: only where there is work for them.
         small = is_small(self.model.config, self.position)
         torch.set_num_threads(1 if small else cpu_experts.get_threads())
-        with torch.inference_mode():
-            x = self.model.token_embd([token])
-            for block in self.model.blk:
-                x = block(x, self.cache)
-            logits = self.model.head(x)
+        *_, hidden = self.model.layers([token], self.cache)
+        logits = self.model.head(hidden)
         self._commit([token])
         return logits
 
@@ -142,14 +135,11 @@ class Engine:
         self._check_vocabulary(ids)
         self._truncate(0)
         out = []
-        with torch.inference_mode():
-            for begin in range(0, len(ids), _SUPER_CHUNK):
-                chunk = list(ids[begin : begin + _SUPER_CHUNK])
-                x = self.model.token_embd(chunk)
-                for block in self.model.blk:
-                    x = block(x, self.cache)
-                self._commit(chunk)
-                out.append(_finite(self.model.head(x)))
+        for begin in range(0, len(ids), _SUPER_CHUNK):
+            chunk = list(ids[begin : begin + _SUPER_CHUNK])
+            *_, hidden = self.model.layers(chunk, self.cache)
+            self._commit(chunk)
+            out.append(_finite(self.model.head(hidden)))
         return (
             np.concatenate(out) if out else np.empty((0, self.model.config.vocab_size), np.float32)
         )

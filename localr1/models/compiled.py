@@ -21,7 +21,7 @@ _FLOATS = types.Array(types.float32, 2, "C")
 _IDS = types.Array(types.int32, 2, "C")
 _ROTATE = types.void(*[_FLOATS] * 2, _FLOATS, _ROW, types.float64, _FLOATS, _FLOATS, _ROW)
 _ATTEND = types.void(_FLOATS, _FLOATS, types.float64, _ROW, _FLOATS)
-_NORM = types.void(_FLOATS, _ROW, types.float64, _FLOATS)
+_NORM = types.void(_FLOATS, _FLOATS, _ROW, types.float64, _FLOATS)
 _ROUTE = types.void(_ROW, _ROW, *[types.int64] * 5, types.float64, _IDS, _FLOATS)
 
 
@@ -144,8 +144,14 @@ def _route_token(logits, bias, sigmoid, n_group, topk_group, counted, norm, scal
         weights[0, j] *= factor
 
 
-def _norm_token(x, weight, eps, out):
-    """RMSNorm of one row: x [1, n], weight [n] -> out [1, n], float32."""
+def _norm_token(x, add, weight, eps, out):
+    """RMSNorm of one row: x [1, n], weight [n] -> out [1, n], float32.
+
+    `add` [1, n] is summed into x first; [0, n]: there is nothing to add.
+    """
+    for t in range(add.shape[0]):
+        for i in range(weight.shape[0]):
+            x[0, i] += add[t, i]
     total = np.float32(0.0)
     for i in range(weight.shape[0]):
         total += x[0, i] * x[0, i]

@@ -8,6 +8,9 @@ speculative decoding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch.nn.functional import linear
 
@@ -100,8 +103,18 @@ def _bank(weights: Weights, prefix: str, suffix: str) -> ExpertBank:
     return ExpertBank(gate, up, down)
 
 
+class Hidden(NamedTuple):
+    """Hidden states between two blocks: `x` float32 `[T, hidden]`, and what is still to add."""
+
+    x: torch.Tensor
+    add: torch.Tensor | None = None
+
+
 class Block:
-    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
+    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+
+    The sums are made by the norms behind them, so that a device can do both in one step.
+    """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int, rope: Rope) -> None:
         prefix = f"blk.{layer}"
@@ -114,11 +127,11 @@ class Block:
         else:
             self.feed_forward = MoE(config, weights, prefix)
 
-    def __call__(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Hidden states `[T, hidden]` of the tokens behind the committed ones, updated in place."""
-        x += self.attention(self.attn_norm(x), cache)
-        x += self.feed_forward(self.ffn_norm(x))
-        return x
+    def __call__(self, hidden: Hidden, cache: KVCache) -> Hidden:
+        """The tokens behind the committed ones, one layer on; `hidden.x` is updated in place."""
+        x, add = hidden
+        attended = self.attention(self.attn_norm(x, add), cache)
+        return Hidden(x, self.feed_forward(self.ffn_norm(x, attended)))
 
 
 class Transformer:
@@ -139,6 +152,20 @@ class Transformer:
             len(self.blk), context, self.config.kv_lora_rank + self.config.qk_rope_head_dim
         )
 
-    def head(self, x: torch.Tensor) -> torch.Tensor:
-        """Hidden states behind the last block `[T, hidden]` -> logits float32 `[T, vocab]`."""
-        return self.output(self.output_norm(x))
+    def layers(self, ids: list[int], cache: KVCache) -> Iterator[Hidden]:
+        """Run `ids`, the tokens behind the committed ones, through the blocks: yields after each.
+
+        Nothing is committed here.
+        """
+        with torch.inference_mode():
+            hidden = Hidden(self.token_embd(ids))
+        for block in self.blk:
+            with torch.inference_mode():
+                hidden = block(hidden, cache)
+            yield hidden
+
+    def head(self, hidden: Hidden, last: int = 0) -> torch.Tensor:
+        """Behind the last block: logits float32 `[T, vocab]`, or of only the `last` tokens."""
+        with torch.inference_mode():
+            add = None if hidden.add is None else hidden.add[-last:]
+            return self.output(self.output_norm(hidden.x[-last:], add))

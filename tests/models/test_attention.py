@@ -19,14 +19,12 @@ def model(request, tmp_path_factory) -> Transformer:
 def run(model: Transformer, pieces: list[list[int]], absorb_up_to: int) -> torch.Tensor:
     """Logits behind every token, read in these pieces."""
     cache, out = model.new_cache(128), []
-    with torch.inference_mode():
-        for ids in pieces:
-            x = model.token_embd(ids)
-            for block in model.blk:
-                block.attention.absorb_up_to = absorb_up_to
-                x = block(x, cache)
-            cache.commit(len(ids))
-            out.append(model.head(x))
+    for block in model.blk:
+        block.attention.absorb_up_to = absorb_up_to
+    for ids in pieces:
+        *_, hidden = model.layers(ids, cache)
+        cache.commit(len(ids))
+        out.append(model.head(hidden))
     return torch.cat(out)
 
 
