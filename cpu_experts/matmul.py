@@ -32,6 +32,7 @@ from cpu_experts.tensor import (
 from cpu_experts.workspace import WORKSPACE
 
 FEW_TOKENS = 2  # up to here the `rows` kernels are used, above it the `tiles` kernels
+_MANY_TOKENS = 32  # from here on an item has up to 256 rows: it packs all activations' sums again
 _TINY = 1 << 20  # weights x tokens below which waking the pool costs more than it saves
 # Fields of a job, int64 each, in the workspace.
 _WEIGHT, _TABLE, _TOKENS, _OUT, _OUT_STRIDE, _ROWS_PER_ITEM, _EXTRA = range(7)
@@ -97,7 +98,10 @@ def _product(x, out, weight, table, n_tokens, terms, work, scratch, pool, item_c
     n_tokens *= terms
     if rows * cols * count * n_tokens < _TINY:
         pool = 0
-    step = rows_per_item(rows, load_i64(weight + 8 * STRIDE), thread_count(pool))
+    threads = thread_count(pool)
+    step = rows_per_item(rows, load_i64(weight + 8 * STRIDE), threads)
+    if n_tokens >= _MANY_TOKENS:
+        step = max(step, min(256, rows // (2 * threads) // 32 * 32))
     store_i64(work + 8 * _WEIGHT, weight)
     store_i64(work + 8 * _TABLE, table)
     store_i64(work + 8 * _TOKENS, n_tokens)
