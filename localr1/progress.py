@@ -13,7 +13,7 @@ from typing import TextIO
 from localr1.events import Progress
 
 _REDRAW_SECONDS = 0.1
-_GB = 1e9
+_GB, _MB = 1e9, 1e6
 
 
 class ProgressLine:
@@ -57,7 +57,8 @@ def line(event: Progress, seconds: float) -> str:
     tail = f"   {left:.0f} s left" if left >= 1 else ""
     if event.unit == "bytes":
         speed = event.done / _GB / seconds if seconds > 0 else 0.0
-        amount = f"{event.done / _GB:.1f} of {event.total / _GB:.1f} GB   {speed:.1f} GB/s"
+        unit, name = (_GB, "GB") if event.total >= _GB else (_MB, "MB")
+        amount = f"{event.done / unit:.1f} of {event.total / unit:.1f} {name}   {speed:.1f} GB/s"
     else:
         amount = f"{event.done} of {event.total} {event.unit}"
     return f"{event.stage}   {amount}{tail}"

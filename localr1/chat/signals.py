@@ -121,6 +121,7 @@ def pending_keys() -> str:
     direct[6][termios.VMIN], direct[6][termios.VTIME] = 0, 0
     termios.tcsetattr(fd, termios.TCSANOW, direct)
     try:
-        return os.read(fd, 4096).decode("utf-8", "replace")
+        typed = os.read(fd, 4096).decode("utf-8", "replace")
+        return typed.replace("\n", "\r")  # in its normal mode the terminal has turned Enter round
     finally:
         termios.tcsetattr(fd, termios.TCSANOW, before)

@@ -132,13 +132,13 @@ def test_ctrl_c_at_random_moments_stops_and_keeps_the_turn(tmp_path: Path) -> No
         """Answers ended, and lines dropped by a Ctrl-C that came while there was no answer."""
         return terminal.raw.count("context ") + terminal.raw.count("Ctrl-D leaves")
 
-    moments, turns = random.Random(3), 12
+    moments, turns = random.Random(3), 50
     with ChildTerminal(tmp_path, "chat", "long", "0.002", str(tmp_path / "talk")) as terminal:
         for turn in range(turns):
             terminal.wait_prompt()
             seen = ends(terminal)
             terminal.send(f"question {turn}" + ENTER)
-            until = time.monotonic() + moments.uniform(0.03, 0.4)
+            until = time.monotonic() + moments.uniform(0.0, 0.15)
             while time.monotonic() < until:
                 terminal.read(0.01)
             terminal.send(CTRL_C)
@@ -147,7 +147,7 @@ def test_ctrl_c_at_random_moments_stops_and_keeps_the_turn(tmp_path: Path) -> No
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
     messages = report(tmp_path / "talk")
-    assert len(messages) >= turns  # that is half of them; the others were caught before they began
+    assert len(messages) >= turns // 2  # a quarter of them; the others had not begun
     for answer in messages[1::2]:
         assert answer.stopped
         assert re.sub(r"(step|word) \d+\.? ", "", answer.reasoning + answer.content) == ""
@@ -274,8 +274,7 @@ def test_tab_completes_and_the_editor_writes(tmp_path: Path) -> None:
         terminal.wait("thoughts are hidden")
         terminal.wait_prompt()
         terminal.send("\x18\x05")
-        terminal.wait("> from the editor")
-        terminal.send(ENTER)
+        terminal.wait("> from the editor")  # sent as it is saved, as in a shell
         terminal.wait("context ")
         terminal.wait_prompt()
         terminal.send("/edit" + ENTER)

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 import localr1
+from localr1.chat.commands import Chat, dispatch
+from localr1.chat.saving import Saver
 from localr1.chat.session import Session
 from localr1.chat.thinking import ENOUGH, WAIT, Thinking
+from localr1.chat.transcript import Message
 from localr1.events import Content, Reasoning
 
 QUESTION = "What is 347 + 586?"
@@ -103,3 +106,16 @@ def test_thinking_control_on_real_tokens(llm: localr1.LLM) -> None:
     assert longer.startswith(thought + WAIT)
     assert more.reasoning_tokens > free.reasoning_tokens
     assert more.prompt_tokens == short.prompt_tokens == free.prompt_tokens
+
+
+def test_the_plan_and_the_context_of_a_real_model(llm: localr1.LLM) -> None:
+    said: list[str] = []
+    session = llm.chat()
+    session.transcript.messages += [Message("user", QUESTION), Message("assistant", "**933**")]
+    chat = Chat(session, Saver(session, "tiny-r1"), said.append, load=lambda name: session)
+    dispatch(chat, "/plan")
+    assert any("routed experts" in line and "GiB" in line for line in said)
+    said.clear()
+    dispatch(chat, "/context")
+    used = len(llm.template.encode(session.transcript.messages, add_generation_prompt=False).ids)
+    assert f"{used} of 2,048 tokens" in said[-2]
