@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from localr1.chat import archive, snapshot
-from localr1.chat.session import Session, common_prefix
+from localr1.chat.session import Session
 
 if TYPE_CHECKING:
     from localr1.chat.snapshot import CachingModel
@@ -61,7 +61,7 @@ class Saver:
         """Write the part of the cache that the next prompt begins with. Raises OSError."""
         engine = self._llm.engine
         ids = self._session.settled_ids()
-        ids = ids[: common_prefix(engine.ids, ids)]
+        ids = ids[: engine.known(ids)]
         if self.kept and ids:
             rows = archive.cache_file(self.name)
             yield from snapshot.save(rows, engine, ids, self._fingerprint())

@@ -6,7 +6,7 @@ business: the session renders the whole conversation each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from localr1.chat.thinking import Thinking
@@ -113,7 +113,7 @@ class Session:
         engine, ids = self.llm.engine, self.settled_ids()
         if len(ids) >= engine.max_context:
             return
-        known = common_prefix(engine.ids, ids)
+        known = engine.known(ids)
         while known < len(ids):
             known = min(known + _SETTLE_TOKENS, len(ids))
             for _ in engine.prefill(ids[:known]):
@@ -128,10 +128,3 @@ class Session:
             if answer.content or answer.reasoning or finish == "stop":
                 self.transcript.add_turn(Message("user", turn.question), answer, again)
         yield Done(finish, turn.stats())
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two sequences begin with in common."""
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )

@@ -97,8 +97,10 @@ def _report_exception(error: Exception) -> int:
 
 
 def report(message: str, hint: str, code: int) -> int:
-    """Print the error form to stderr; returns `code`."""
-    print(f"error: {message}" + (f"\nhint:  {hint}" if hint else ""), file=sys.stderr)
+    """Print the error form to stderr; returns `code`. Names in it may be those of strangers."""
+    from localr1.chat.terminal import clean
+
+    print(clean(f"error: {message}" + (f"\nhint:  {hint}" if hint else "")), file=sys.stderr)
     return code
 
 

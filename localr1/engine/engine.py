@@ -50,6 +50,10 @@ class Engine:
         """Tokens in the cache."""
         return self.cache.length
 
+    def known(self, ids: Sequence[int]) -> int:
+        """How many tokens of `ids`, from the first on, the cache holds."""
+        return _common_prefix(self.ids, ids)
+
     def prefill(self, ids: Sequence[int]) -> Iterator[Progress | torch.Tensor]:
         """Read a prompt: yields progress after each layer, last the logits `[1, vocab]` behind it.
 
@@ -59,7 +63,7 @@ class Engine:
         """
         self._check(ids)
         torch.set_num_threads(cpu_experts.get_threads())
-        self._truncate(min(_common_prefix(self.ids, ids), len(ids) - 1))
+        self._truncate(min(self.known(ids), len(ids) - 1))
         start, n_layers = self.position, len(self.model.blk)
         while self.position < len(ids):
             chunk = list(ids[self.position : self.position + _SUPER_CHUNK])
@@ -95,7 +99,7 @@ class Engine:
         """
         params = params or SamplingParams()
         self._check(ids)
-        cached = min(_common_prefix(self.ids, ids), len(ids) - 1)
+        cached = min(self.known(ids), len(ids) - 1)
         began = time.perf_counter()
         for item in self.prefill(ids):
             if isinstance(item, Progress):

@@ -65,7 +65,7 @@ class FakeEngine:
         self.stats = GenerationStats()
         self.finish_reason: FinishReason = "stop"
         self.closed = 0
-        self.ids: list[int] = []  # nothing is ever in its cache
+        self.cached = 0  # tokens of any prompt that it claims to know
         self.params: list[object] = []
         self.read: list[list[int]] = []
 
@@ -100,6 +100,9 @@ class FakeEngine:
         except GeneratorExit:
             self.closed += 1
             raise
+
+    def known(self, ids: Sequence[int]) -> int:
+        return min(self.cached, len(ids))
 
     def prefill(self, ids: Sequence[int]) -> Iterator[None]:
         for _ in ids:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from localr1.chat.idle import Idle
-from localr1.chat.session import Session, common_prefix
+from localr1.chat.session import Session
 from tests.chat.fake import SUM, FakeLLM
 
 
@@ -70,13 +70,7 @@ def test_settling_reads_what_the_next_prompt_begins_with() -> None:
     list(session.reply("sum"))
     assert session.settled_ids() == [0, 1]  # the fake's template: an id per message
     assert len(list(session.settle())) == 2
-    llm.engine.ids = [0, 1]
+    llm.engine.cached = 2
     assert list(session.settle()) == []
-    llm.engine.ids, llm.engine.max_context = [], 2
+    llm.engine.cached, llm.engine.max_context = 0, 2
     assert list(session.settle()) == []  # no room: the next turn will say so
-
-
-def test_common_prefix() -> None:
-    assert common_prefix([], [1]) == 0
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
-    assert common_prefix([1, 2], [1, 2, 4]) == 2
