@@ -101,9 +101,11 @@ class MLA:
         per_key = (config.qk_nope_head_dim + config.v_head_dim) * config.kv_lora_rank
         self.absorb_up_to = per_key // max(per_query, 1)
 
-    def __call__(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Normed hidden states `[T, hidden]` behind the committed tokens -> `[T, hidden]`."""
-        shared = Activations(x.numpy())
+    def __call__(self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Normed hidden states `[T, hidden]` behind the committed tokens -> `[T, hidden]`, which
+        is still to add to `x`.
+        """
+        shared = Activations(normed.numpy())
         if x.shape[0] == 1 and is_small(self.config, cache.length):
             return self._one_token(shared, cache)
         q_nope, q_rope = self._queries(shared, cache.length)

@@ -5,11 +5,22 @@ FFN.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from cpu_experts import Activations, ExpertBank, moe_forward
+
+
+class Answer(NamedTuple):
+    """Experts that have done their work: the CPU has nothing else to do meanwhile."""
+
+    sum: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        """float32 `[T, hidden]`."""
+        return self.sum
 
 
 class Experts:
@@ -18,9 +29,9 @@ class Experts:
     def __init__(self, bank: ExpertBank) -> None:
         self.bank = bank
 
-    def __call__(self, x: Activations, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """`x` `[T, hidden]`, `ids` int32 `[T, k]`, `weights` float32 `[T, k]` -> `[T, hidden]`."""
-        return torch.from_numpy(moe_forward(x, ids.numpy(), weights.numpy(), self.bank))
+    def start(self, x: Activations, ids: torch.Tensor, weights: torch.Tensor) -> Answer:
+        """`x` `[T, hidden]`, `ids` int32 `[T, k]`, `weights` float32 `[T, k]`."""
+        return Answer(torch.from_numpy(moe_forward(x, ids.numpy(), weights.numpy(), self.bank)))
 
 
 class MLP:
@@ -29,10 +40,11 @@ class MLP:
     def __init__(self, bank: ExpertBank) -> None:
         self.bank = bank
 
-    def __call__(self, x: torch.Tensor | Activations) -> torch.Tensor:
-        """`x` `[T, hidden]` -> float32 `[T, hidden]`."""
-        x = x if isinstance(x, Activations) else Activations(x.numpy())
-        return torch.from_numpy(moe_forward(x, *_only_expert(x.shape[0]), self.bank))
+    def __call__(self, normed: torch.Tensor | Activations, x: torch.Tensor) -> torch.Tensor:
+        """`normed` `[T, hidden]` -> float32 `[T, hidden]`, which is still to add to `x`."""
+        if not isinstance(normed, Activations):
+            normed = Activations(normed.numpy())
+        return torch.from_numpy(moe_forward(normed, *_only_expert(len(x)), self.bank))
 
 
 @lru_cache(maxsize=4)

@@ -47,7 +47,7 @@ class KVCache:
 
     @property
     def layout(self) -> str:
-        """What a token's bytes in a file are: `61 x 576 float32`. Other layouts cannot be loaded."""
+        """How a file holds a token, `61 x 576 float32`: other layouts cannot be loaded."""
         n_layers, _, width = self.rows.shape
         return f"{n_layers} x {width} {str(self.rows.dtype).removeprefix('torch.')}"
 

@@ -6,7 +6,7 @@ import torch
 
 from cpu_experts import QuantTensor
 from localr1.models.config import ModelConfig
-from localr1.models.deepseek import Gate
+from localr1.models.gate import Gate
 from tests import toy
 
 METHODS = {

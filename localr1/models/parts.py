@@ -1,0 +1,91 @@
+"""What a device brings so that `Transformer` can run on it.
+
+A part gets the normed hidden states `[T, hidden]` and the residual stream `x` `[T, hidden]`. It
+either adds its answer to `x` and returns None, or returns the answer for the next norm to add:
+whichever costs its device less.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from cpu_experts import ExpertBank, QuantTensor
+from localr1.models.config import ModelConfig
+from localr1.models.kv_cache import KVCache
+from localr1.models.linear import Weights
+
+
+class Norm(Protocol):
+    """RMSNorm: `add` is summed into `x` first, in place."""
+
+    def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor: ...
+
+
+class Attention(Protocol):
+    """One layer's attention over the cache, to which it adds the tokens."""
+
+    def __call__(
+        self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache
+    ) -> torch.Tensor | None: ...
+
+
+class FeedForward(Protocol):
+    """A SwiGLU feed-forward; `normed` is `Parts.activations` of the normed hidden states, or they
+    themselves.
+    """
+
+    def __call__(self, normed: Any, x: torch.Tensor) -> torch.Tensor | None: ...
+
+
+class Gate(Protocol):
+    """Normed hidden states -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
+
+    def __call__(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Routed(Protocol):
+    """Routed experts at work."""
+
+    def wait(self) -> torch.Tensor:
+        """Their weighted sum, `[T, hidden]`."""
+        ...
+
+
+class Experts(Protocol):
+    """Routed experts: `y[t] = sum_j weights[t, j] * FFN[ids[t, j]](x[t])`."""
+
+    def start(self, normed: Any, ids: torch.Tensor, weights: torch.Tensor) -> Routed: ...
+
+
+class Linear(Protocol):
+    """`y = x @ weight.T`."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class Parts(Protocol):
+    """Makes a device's parts out of weights."""
+
+    def linear(self, weight: QuantTensor) -> Linear: ...
+
+    def norm(self, weight: QuantTensor, eps: float) -> Norm: ...
+
+    def attention(self, config: ModelConfig, weights: Weights, layer: int) -> Attention: ...
+
+    def gate(self, config: ModelConfig, weights: Weights, prefix: str) -> Gate: ...
+
+    def experts(self, layer: int, bank: ExpertBank) -> Experts: ...
+
+    def mlp(self, bank: ExpertBank) -> FeedForward: ...
+
+    def new_cache(self, context: int) -> KVCache: ...
+
+    def hidden(self, rows: torch.Tensor) -> torch.Tensor:
+        """Embedded tokens `[T, hidden]`, float32 in RAM, as a residual stream on the device."""
+        ...
+
+    def activations(self, normed: torch.Tensor) -> Any:
+        """The form in which several feed-forwards share one input."""
+        ...
