@@ -127,7 +127,8 @@ class Turn:
         engine, before = self._llm.engine, len(self._written)
         if self._finished and before + len(prompt.ids) >= engine.max_context:
             return "context", []
-        if before == self._params.max_tokens:
+        limit = self._params.max_tokens
+        if limit is not None and before >= limit:  # words may have gone beyond it
             return "length", []
         stream = engine.stream([*prompt.ids, *self._written], self._rest_of_params(before))
         began, sampled = self._finished, False

@@ -113,9 +113,10 @@ def test_answer_now_in_the_answer_does_nothing() -> None:
     assert text(events + list(reply), Content) == "It is **933**."
 
 
-def test_limits_hold_over_all_parts_of_a_turn() -> None:
+@pytest.mark.parametrize("limit", [4, 5, 6])
+def test_limits_hold_over_all_parts_of_a_turn(limit: int) -> None:
     llm = FakeLLM([SUM, ANSWER])
-    params = type(llm.sampling)(max_tokens=6, seed=5)
+    params = type(llm.sampling)(max_tokens=limit, seed=5)
     events = list(Session(llm, params=params, thinking=Thinking(budget=3)).reply("sum"))
     assert events[-1].finish_reason == "length"
     assert text(events, Content) == ""
