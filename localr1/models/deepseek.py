@@ -93,7 +93,7 @@ class Transformer:
         self, config: ModelConfig, weights: Weights, context: int, parts: Parts | None = None
     ) -> None:
         self.config = config
-        self.parts: Parts = parts or CpuParts(config, context)
+        self.parts: Parts = CpuParts(config, context) if parts is None else parts
         self.token_embd = Embedding(weights["token_embd.weight"])
         self.blk = [Block(config, weights, i, self.parts) for i in range(config.n_layers)]
         self.output_norm = self.parts.norm(weights["output_norm.weight"], config.rms_norm_eps)

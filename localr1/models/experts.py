@@ -29,9 +29,10 @@ class Experts:
     def __init__(self, bank: ExpertBank) -> None:
         self.bank = bank
 
-    def start(self, x: Activations, ids: torch.Tensor, weights: torch.Tensor) -> Answer:
-        """`x` `[T, hidden]`, `ids` int32 `[T, k]`, `weights` float32 `[T, k]`."""
-        return Answer(torch.from_numpy(moe_forward(x, ids.numpy(), weights.numpy(), self.bank)))
+    def start(self, normed: Activations, ids: torch.Tensor, weights: torch.Tensor) -> Answer:
+        """`normed` `[T, hidden]`, `ids` int32 `[T, k]`, `weights` float32 `[T, k]`."""
+        answer = moe_forward(normed, ids.numpy(), weights.numpy(), self.bank)
+        return Answer(torch.from_numpy(answer))
 
 
 class MLP:

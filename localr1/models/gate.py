@@ -31,12 +31,12 @@ class Gate:
         if config.topk_method != "greedy" and config.n_group > config.topk_group:
             self.counted = 2 if config.topk_method == "noaux_tc" else 1
 
-    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`x` `[T, hidden]` -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
-        if len(x) == 1:
-            return self._one_token(x)
+    def __call__(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`normed` `[T, hidden]` -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
+        if len(normed) == 1:
+            return self._one_token(normed)
         c = self.config
-        logits = linear(x, self.ffn_gate_inp)
+        logits = linear(normed, self.ffn_gate_inp)
         scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
         choice = scores + self.exp_probs_b
         if self.counted:
