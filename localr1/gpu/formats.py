@@ -1,0 +1,111 @@
+"""How each weight format lies in a GPU's memory, and which Triton functions read it.
+
+Blocks keep their bytes, but on their way up each block's parts are laid apart: first the values of
+all blocks, then the scales of all blocks (a *plane* for each part, in the order of `planes`). Every
+row then begins at a multiple of 16 bytes of each plane of values and is read 16 bytes at a time,
+which blocks of 34 or 210 bytes would not allow. No byte is added: planes are as large as the
+file's blocks.
+
+Kernels walk over *chunks*: 16 bytes of the first plane. A chunk's values come in `groups` of 16
+that lie `group_step` apart in the row; chunk c begins at `c // halves * span + c % halves * 16`.
+Two functions know a format's bits, and nothing else does:
+
+    parts = load(data, scales, n_blocks, block, row, c, lane, cols)
+    code, a, b = dequantise(parts, c, GROUP)         weight = code * UP * a + b
+
+They take tensors of any rank: `block`, `row` and `c` have a place for each chunk (or broadcast to
+it), `lane` and what comes of it has one axis more, of 16. `code` is the value as bits at the lower
+end of a float32, so a subnormal number, exact: a mask makes it, no conversion. UP (2 to the 100th)
+brings it back among normal numbers; kernels multiply it into the activations instead, once for many
+rows. A format without a
+b, or without both, returns a shorter tuple.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cpu_experts.formats import FORMATS
+from localr1.gpu import formats_float, formats_k, formats_small
+from localr1.gpu.formats_float import dequantise_fp8, load_fp8
+
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class GpuFormat:
+    """One weight format on the GPU; see above."""
+
+    name: str
+    planes: tuple[tuple[int, int], ...]  # byte ranges of a block
+    block_values: int
+    groups: int
+    group_step: int
+    halves: int
+    span: int
+    load: Any
+    dequantise: Any
+    terms: int = 3  # of (code, a, b), those that `dequantise` returns
+    up: float = 2.0**100
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block, in all planes together."""
+        return sum(end - begin for begin, end in self.planes)
+
+    @property
+    def chunk_values(self) -> int:
+        """Values that a chunk holds."""
+        return CHUNK * self.groups
+
+    def constants(self) -> dict[str, Any]:
+        """What kernels are told of the format at compile time."""
+        return {
+            "LOAD": self.load,
+            "DEQUANTISE": self.dequantise,
+            "GROUPS": self.groups,
+            "GROUP_STEP": self.group_step,
+            "HALVES": self.halves,
+            "SPAN": self.span,
+            "CHUNKS": self.block_values // self.chunk_values,
+            "TERMS": self.terms,
+            "UP": self.up,
+        }
+
+
+def _float(name: str, n_bytes: int, load: Any) -> GpuFormat:
+    plain = formats_float.dequantise_plain
+    return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, load, plain, 1, 1.0)
+
+
+def _row(name: str, planes: tuple[tuple[int, int], ...], *walk: int) -> GpuFormat:
+    """A quantised format, whose functions bear its name."""
+    module: Any = formats_small if FORMATS[name].block_values == 32 else formats_k
+    load, dequantise = (getattr(module, f"{do}_{name.lower()}") for do in ("load", "dequantise"))
+    terms = 2 if name.startswith("IQ4") else 3
+    return GpuFormat(name, planes, FORMATS[name].block_values, *walk, load, dequantise, terms)
+
+
+#                            planes of a block                     groups, step, halves, span
+GPU_FORMATS: dict[str, GpuFormat] = {
+    row.name: row
+    for row in (
+        _float("F32", 4, formats_float.load_f32),
+        _float("F16", 2, formats_float.load_f16),
+        _float("BF16", 2, formats_float.load_bf16),
+        GpuFormat("FP8_E4M3", ((0, 16),), 16, 1, 0, 1, 16, load_fp8, dequantise_fp8, 2),
+        _row("Q4_0", ((2, 18), (0, 2)), 2, 16, 1, 32),
+        _row("Q4_1", ((4, 20), (0, 4)), 2, 16, 1, 32),
+        _row("Q5_0", ((6, 22), (2, 6), (0, 2)), 2, 16, 1, 32),
+        _row("Q5_1", ((8, 24), (4, 8), (0, 4)), 2, 16, 1, 32),
+        _row("Q8_0", ((2, 34), (0, 2)), 1, 0, 1, 16),
+        _row("IQ4_NL", ((2, 18), (0, 2)), 2, 16, 1, 32),
+        _row("Q2_K", ((16, 80), (0, 16), (80, 84)), 4, 32, 2, 128),
+        _row("Q3_K", ((32, 96), (0, 32), (96, 108), (108, 110)), 4, 32, 2, 128),
+        _row("Q4_K", ((16, 144), (0, 16)), 2, 32, 2, 64),
+        _row("Q5_K", ((48, 176), (0, 16), (16, 48)), 2, 32, 2, 64),
+        _row("Q6_K", ((128, 192), (0, 128), (192, 208), (208, 210)), 4, 32, 2, 128),
+        _row("IQ4_XS", ((8, 136), (0, 8)), 2, 16, 1, 32),
+    )
+}

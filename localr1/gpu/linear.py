@@ -1,0 +1,145 @@
+"""Products of activations with weights on the GPU: which kernel, in which tiles.
+
+    y = gemv(x, w)              1 to 8 tokens: decoding
+    y = gated_gemv(x, w)        the same through gate and up, and SwiGLU
+    y = matmul(x, w)            many tokens: prompts
+    y = linear(x, w)            whichever it is
+
+Weights are dequantised exactly and sums are float32. `gemv` takes activations as they are; `matmul`
+rounds both factors to bf16, but for F32 weights. Activations are never quantised to integers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from localr1.gpu.expansion import expand_kernel
+from localr1.gpu.formats import GPU_FORMATS
+from localr1.gpu.gemv import gemv_kernel
+from localr1.gpu.launch import architecture, launch
+from localr1.gpu.matmul import matmul_kernel
+from localr1.gpu.tiles import EXPANDED, FEW, GemvTile, gemv_tile, matmul_tile
+from localr1.gpu.weights import GpuWeight
+
+
+def linear(
+    x: torch.Tensor,
+    w: GpuWeight,
+    out: torch.Tensor | None = None,
+    add: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`gemv` for up to 8 tokens, `matmul` for more."""
+    return (gemv if len(x) <= FEW else matmul)(x, w, out, add)
+
+
+def gemv(
+    x: torch.Tensor,
+    w: GpuWeight,
+    out: torch.Tensor | None = None,
+    add: torch.Tensor | None = None,
+    tile: GemvTile | None = None,
+) -> torch.Tensor:
+    """x [T, cols] -> out [T, rows], T from 1 to 8; a stack's x is [T, n, cols], out [T, n, rows].
+
+    x is float32 or bf16, out either (float32 where it is made here); both may be parts of larger
+    tensors. `add`, shaped and strided like `out` (and maybe `out` itself), is added to it.
+    """
+    stacked = len(w.shape) == 3
+    return _gemv(x, w, out, add, tile, w.shape[0] if stacked else 1, w.shape[-2:], False)
+
+
+def gated_gemv(
+    x: torch.Tensor,
+    w: GpuWeight,
+    out: torch.Tensor | None = None,
+    tile: GemvTile | None = None,
+) -> torch.Tensor:
+    """silu(gate . x) * (up . x): x [T, cols] -> out [T, rows]; w (2, rows, cols) is gate and up."""
+    if len(w.shape) != 3 or w.shape[0] != 2:
+        raise ValueError(f"gate and up are a stack of 2, not {w.shape}")
+    return _gemv(x, w, out, None, tile, 1, w.shape[-2:], True)
+
+
+def matmul(
+    x: torch.Tensor,
+    w: GpuWeight,
+    out: torch.Tensor | None = None,
+    add: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `gemv`, for any number of tokens."""
+    n, (rows, cols) = (w.shape[0] if len(w.shape) == 3 else 1), w.shape[-2:]
+    x, out, strides = _prepared(x, w, out, add, n, rows, cols)
+    n_tokens = len(x)
+    tile = matmul_tile(_architecture(x), w.format, n_tokens)
+    launch(
+        matmul_kernel, (-(-n_tokens // tile.tokens), -(-rows // tile.rows), n),
+        x, w.data, w.scales, add, out, w.n_blocks, n_tokens, rows, cols, *strides,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, FLOAT_DOT=not x.is_cuda,
+        **tile.constants(w.format),
+    )  # fmt: skip
+    return out
+
+
+def expanded(w: GpuWeight, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """The weight's numbers, of its shape: exact as float32, rounded as bf16."""
+    rows, cols = w.shape[-2:]
+    out = torch.empty(w.shape, dtype=dtype, device=w.data.device)
+    n = w.shape[0] if len(w.shape) == 3 else 1
+    launch(
+        expand_kernel, (rows, n), w.data, w.scales, out, w.n_blocks, rows, cols,
+        **GPU_FORMATS[w.format].constants(), WIDTH=EXPANDED,
+    )  # fmt: skip
+    return out
+
+
+def _gemv(
+    x: torch.Tensor,
+    w: GpuWeight,
+    out: torch.Tensor | None,
+    add: torch.Tensor | None,
+    tile: GemvTile | None,
+    n: int,
+    shape: tuple[int, ...],
+    gated: bool,
+) -> torch.Tensor:
+    rows, cols = shape
+    x, out, strides = _prepared(x, w, out, add, n, rows, cols)
+    if not 1 <= len(x) <= FEW:
+        raise ValueError(f"1 to {FEW} tokens, not {len(x)}")
+    if tile is None:
+        tile = gemv_tile(_architecture(x), w.format, n * rows, cols, len(x), gated)
+    launch(
+        gemv_kernel, (-(-rows // (tile.repeat * tile.rows)), n),
+        x, w.data, w.scales, add, out, w.n_blocks, len(x), rows, cols, *strides,
+        num_warps=tile.num_warps, **tile.constants(w.format, len(x), gated),
+    )  # fmt: skip
+    return out
+
+
+def _prepared(
+    x: torch.Tensor,
+    w: GpuWeight,
+    out: torch.Tensor | None,
+    add: torch.Tensor | None,
+    n: int,
+    rows: int,
+    cols: int,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int, int]]:
+    """x as the kernels read it, out, and the strides of tokens and matrices in both."""
+    between = (n,) if x.dim() == 3 else ()
+    if x.shape != (len(x), *between, cols) or (n > 1 and not between):
+        raise ValueError(f"a weight {w.shape} takes no activations {tuple(x.shape)}")
+    if x.stride(-1) != 1 or any(stride % 8 for stride in x.stride()[:-1]):
+        x = x.contiguous()
+    if out is None:
+        out = torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device=x.device)
+    if out.shape != (*x.shape[:-1], rows) or out.stride(-1) != 1:
+        raise ValueError(f"out is {tuple(out.shape)}, not {(*x.shape[:-1], rows)}")
+    if add is not None and (add.shape != out.shape or add.stride() != out.stride()):
+        raise ValueError("what is added lies in memory as the result does")
+    x_matrix, out_matrix = (x.stride(1), out.stride(1)) if between else (0, 0)
+    return x, out, (x.stride(0) // 8, x_matrix // 8, out.stride(0), out_matrix)
+
+
+def _architecture(x: torch.Tensor) -> int:
+    return architecture(x.device.index) if x.is_cuda else 90

@@ -1,0 +1,126 @@
+"""Every configuration of the linear kernels that a model may launch, for warm-up and for CI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from localr1.gpu.expansion import expand_kernel
+from localr1.gpu.formats import GPU_FORMATS
+from localr1.gpu.gemv import gemv_kernel
+from localr1.gpu.launch import Configuration
+from localr1.gpu.matmul import matmul_kernel
+from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.tiles import EXPANDED, GemvTile, gemv_tile, matmul_tile
+
+# What products read and write, and whether they add to it.
+KINDS = [
+    (x, out, add)
+    for x in ("*fp32", "*bf16")
+    for out, add in (("*fp32", None), ("*fp32", "*fp32"), ("*bf16", None))
+]
+_COUNTS = ("n_blocks", "n_tokens", "rows", "cols", "x_token", "x_matrix", "out_token", "out_matrix")
+
+
+def configurations(
+    arch: int,
+    sizes: Sizes = R1,
+    formats: Iterable[str] = GPU_FORMATS,
+    tokens: Iterable[int] = (1, 2, 4, 8),
+) -> Iterator[Configuration]:
+    """Products with a model's weights outside its routed experts, if they are in `formats`.
+
+    `tokens` are the numbers of tokens that are decoded at once. F32 weights meet float32, others
+    either kind of activations.
+    """
+    for name in formats:
+        for x, out, add in KINDS:
+            for n in tokens:
+                for tile, gated in sorted(_gemv_tiles(arch, sizes, name, n), key=str):
+                    if not (gated and add):
+                        yield _gemv(name, tile, n, gated, x, out, add)
+            for tile in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
+                own = tile.constants(name) | {"FLOAT_DOT": False}
+                warps = tile.num_warps, tile.num_stages
+                yield _configuration(matmul_kernel, name, own, x, out, add, *warps)
+        for out in ("*fp32", "*bf16"):
+            yield _expansion(name, out)
+
+
+def representative(arch: int) -> Iterator[Configuration]:
+    """One of each kernel for each format, the largest; and every tile of two formats.
+
+    Types of what is read and written change no kernel's use of shared memory, so CI compiles one.
+    """
+    for name in GPU_FORMATS:
+        seen = set()
+        for n in (1, 8) if name in ("Q4_K", "Q6_K") else (1,):
+            for tile, gated in sorted(_gemv_tiles(arch, R1, name, n), key=str):
+                if name in ("Q4_K", "Q6_K") or (tile.repeat, gated) not in seen:
+                    seen.add((tile.repeat, gated))
+                    yield _gemv(name, tile, n, gated, "*fp32", "*fp32", None if gated else "*fp32")
+        for n in (16, 64, 128) if name in ("Q4_K", "Q6_K") else (128,):
+            tile = matmul_tile(arch, name, n)
+            warps = tile.num_warps, tile.num_stages
+            own = tile.constants(name) | {"FLOAT_DOT": False}
+            yield _configuration(matmul_kernel, name, own, "*bf16", "*fp32", "*fp32", *warps)
+        yield _expansion(name, "*bf16")
+
+
+def weight_shapes(sizes: Sizes) -> set[tuple[int, int, bool]]:
+    """(rows of a whole stack, cols, whether gated) of weights outside the routed experts."""
+    hidden, rank, heads = sizes.hidden_size, sizes.kv_lora_rank, sizes.n_heads
+    latent = rank + sizes.qk_rope_head_dim
+    query = heads * (sizes.qk_nope_head_dim + sizes.qk_rope_head_dim)
+    shapes = {
+        (latent, hidden, False),
+        (query, sizes.q_lora_rank or hidden, False),
+        (heads * rank, sizes.qk_nope_head_dim, False),
+        (heads * sizes.v_head_dim, rank, False),
+        (hidden, heads * sizes.v_head_dim, False),
+        (sizes.vocab_size, hidden, False),
+    }
+    if sizes.q_lora_rank:
+        shapes |= {(sizes.q_lora_rank + more, hidden, False) for more in (0, latent)}
+    for width in (sizes.n_shared_experts * sizes.moe_intermediate_size, sizes.intermediate_size):
+        shapes |= {(width, hidden, True), (width, hidden, False), (hidden, width, False)}
+    return shapes
+
+
+def _gemv_tiles(arch: int, sizes: Sizes, name: str, n: int) -> set[tuple[GemvTile, bool]]:
+    values = GPU_FORMATS[name].block_values
+    return {
+        (gemv_tile(arch, name, rows, cols, n, gated), gated)
+        for rows, cols, gated in weight_shapes(sizes)
+        if cols % values == 0
+    }
+
+
+def _gemv(name: str, tile: GemvTile, n: int, gated: bool, *kinds: str | None) -> Configuration:
+    own = tile.constants(name, n, gated)
+    return _configuration(gemv_kernel, name, own, *kinds, tile.num_warps, 2)
+
+
+def _expansion(name: str, out: str) -> Configuration:
+    constants = GPU_FORMATS[name].constants() | {"WIDTH": EXPANDED}
+    signature = {"data": "*u8", "out": out, "n_blocks": "i32", "rows": "i32", "cols": "i32"}
+    return Configuration(expand_kernel, *_with_scales(name, signature, constants))
+
+
+def _configuration(
+    fn: Any, name: str, constants: dict[str, Any], x: Any, out: Any, add: Any, *options: int
+) -> Configuration:
+    signature = {"x": x, "data": "*u8", "out": out, **dict.fromkeys(_COUNTS, "i32")}
+    if add:
+        signature["add"] = add
+    else:
+        constants = constants | {"add": None}
+    return Configuration(fn, *_with_scales(name, signature, constants), *options)
+
+
+def _with_scales(
+    name: str, signature: dict[str, str], constants: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    if name == "FP8_E4M3":
+        return signature | {"scales": "*fp32"}, constants
+    return signature, constants | {"scales": None}
