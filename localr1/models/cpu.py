@@ -43,7 +43,7 @@ class CpuParts:
         width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
         return KVCache(self.config.n_layers, context, width)
 
-    def hidden(self, rows: torch.Tensor) -> torch.Tensor:
+    def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
         return rows
 
     def activations(self, normed: torch.Tensor) -> Activations:

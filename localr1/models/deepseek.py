@@ -110,7 +110,7 @@ class Transformer:
         Nothing is committed here.
         """
         with torch.inference_mode():
-            hidden = Hidden(self.parts.hidden(self.token_embd(ids)))
+            hidden = Hidden(self.parts.hidden(self.token_embd(ids), cache))
         for block in self.blk:
             with torch.inference_mode():
                 hidden = block(hidden, cache)

@@ -13,14 +13,21 @@ import torch
 
 
 class KVCache:
-    """Latents of up to `max_length` tokens: float32 `[n_layers, max_length, width]`.
+    """Latents of up to `max_length` tokens: `[n_layers, max_length, width]`.
 
     The memory is reserved here and touched only as tokens come, so a long context costs nothing
     until it is used.
     """
 
-    def __init__(self, n_layers: int, max_length: int, width: int) -> None:
-        self.rows = torch.empty(n_layers, max_length, width)
+    def __init__(
+        self,
+        n_layers: int,
+        max_length: int,
+        width: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.rows = torch.empty(n_layers, max_length, width, dtype=dtype, device=device)
         self.max_length = max_length
         self.length = 0
 

@@ -82,8 +82,10 @@ class Parts(Protocol):
 
     def new_cache(self, context: int) -> KVCache: ...
 
-    def hidden(self, rows: torch.Tensor) -> torch.Tensor:
-        """Embedded tokens `[T, hidden]`, float32 in RAM, as a residual stream on the device."""
+    def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Embedded tokens `[T, hidden]`, float32 in RAM, as a residual stream on the device; they
+        come behind the cache's committed ones.
+        """
         ...
 
     def activations(self, normed: torch.Tensor) -> Any:

@@ -1,0 +1,45 @@
+"""A model whose parts are the GPU's against the same model on the CPU.
+
+Without a GPU the kernels run in Triton's interpreter and the experts are asked by copies.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from localr1.models.deepseek import Transformer
+from localr1.models.gpu import GpuParts
+from localr1.models.source import open_source, read_config
+from tests import toy
+from tests.gpu.conftest import HAS_GPU
+
+DEVICE = "cuda" if HAS_GPU else "cpu"
+CONTEXT = 64
+IDS = [(7 * i * i + 3 * i) % 256 for i in range(12)]
+
+
+@pytest.fixture(scope="module", params=["kv_b", "k_b+v_b"] if HAS_GPU else ["k_b+v_b"])
+def models(request, tmp_path_factory) -> tuple[Transformer, Transformer]:
+    """The same toy on both devices."""
+    folder = toy.hf_folder(tmp_path_factory.mktemp("hf"), toy.config(num_hidden_layers=2))
+    source = open_source(toy.gguf(folder, folder / "toy.gguf", layout=request.param))
+    config = read_config(source)
+    parts = GpuParts(config, CONTEXT, DEVICE)
+    return Transformer(config, source, CONTEXT), Transformer(config, source, CONTEXT, parts)
+
+
+def logits(model: Transformer, pieces: list[list[int]]) -> torch.Tensor:
+    """Behind every token, read in these pieces."""
+    cache, out = model.new_cache(CONTEXT), []
+    for ids in pieces:
+        *_, hidden = model.layers(ids, cache)
+        cache.commit(len(ids))
+        out.append(model.head(hidden).cpu())
+    return torch.cat(out)
+
+
+def test_logits_are_the_cpus(models: tuple[Transformer, Transformer]) -> None:
+    pieces = [IDS[:9], IDS[9:10], IDS[10:12]]  # a prompt, one token, two tokens
+    on_cpu, on_gpu = (logits(model, pieces) for model in models)
+    assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 2e-2  # int8 there, bf16 here
