@@ -5,6 +5,7 @@ prompt_toolkit does the work; it is imported when a chat starts, so that nothing
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,14 +59,28 @@ class Keyboard:
         )
 
     def read(self, draft: str, held: HeldInterrupts) -> str:
-        """The next message; the line begins as `draft`. `held` may have got Ctrl-C before."""
+        """The next message; the line begins as `draft`.
 
-        def leave_at_once() -> None:
-            if held.pending:
+        prompt_toolkit's own handler would lose a SIGINT that comes while it is leaving, so `held`
+        gets them all; one that comes while the prompt is open ends it.
+        """
+        app = self._session.app
+
+        def leave() -> None:
+            if held.pending and not app.is_done:
                 held.pending = False
-                self._session.app.exit(exception=KeyboardInterrupt())
+                app.exit(exception=KeyboardInterrupt())
 
-        line = self._session.prompt(default=draft, pre_run=leave_at_once).rstrip().lstrip("\n")
+        def begin() -> None:
+            leave()
+            loop = asyncio.get_running_loop()
+            held.react = lambda: loop.call_soon_threadsafe(leave) if loop.is_running() else None
+
+        try:
+            line = self._session.prompt(default=draft, pre_run=begin, handle_sigint=False)
+        finally:
+            held.react = None
+        line = line.rstrip().lstrip("\n")
         if _is_block(line):
             line = line.removeprefix(_BLOCK).removesuffix(_BLOCK).strip("\n")
         return line

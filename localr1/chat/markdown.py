@@ -158,7 +158,8 @@ class MarkdownStream:
         match = re.compile(pattern).search(self._held, begin)
         line_end = -1 if block else self._held.find("\n")
         if match and (line_end < 0 or match.start() < line_end):
-            return match.start()
+            at_end = match.end() == len(self._held)  # what follows may yet say otherwise
+            return None if at_end and not block and not last else match.start()
         limit = _BLOCK_LIMIT if block else _INLINE_LIMIT
         return -1 if last or line_end >= 0 or len(self._held) > limit else None
 

@@ -13,7 +13,7 @@ from localr1.chat.commands import Chat, dispatch
 from localr1.chat.idle import Idle
 from localr1.chat.keys import Keyboard
 from localr1.chat.screen import RichView
-from localr1.chat.signals import HeldInterrupts, SecondInterrupt, handle_keys, no_echo
+from localr1.chat.signals import HeldInterrupts, SecondInterrupt, handle_keys, no_echo, no_quit
 from localr1.chat.terminal import clean
 from localr1.chat.views import play
 from localr1.errors import INTERRUPTED, USAGE, LocalR1Error
@@ -41,7 +41,8 @@ def converse(chat: Chat) -> int:
     chat.say(f"{clean(chat.session.llm.name)}   /help lists commands, Ctrl-D leaves")
     keyboard, idle = Keyboard(), Idle()
     try:
-        return _rounds(chat, keyboard, idle)
+        with no_quit():
+            return _rounds(chat, keyboard, idle)
     finally:
         with _told(chat):
             idle.stop()

@@ -22,11 +22,12 @@ class SecondInterrupt(KeyboardInterrupt):
 class HeldInterrupts:
     """Context manager for what must not be torn apart: SIGINT raises KeyboardInterrupt at its end.
 
-    `pending`: one has come. Code in between may take it back.
+    `pending`: one has come; code in between may take it back. `react` is called when one comes.
     """
 
     def __init__(self) -> None:
         self.pending = False
+        self.react: Callable[[], object] | None = None
         self._main = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> HeldInterrupts:
@@ -42,18 +43,15 @@ class HeldInterrupts:
 
     def _hold(self, signum: int, frame: FrameType | None) -> None:
         self.pending = True
+        if self.react is not None:
+            self.react()
 
 
 @contextmanager
 def handle_keys(stop: Callable[[], None], answer_now: Callable[[], None]) -> Iterator[None]:
     """Call `stop` at the first SIGINT, raise `SecondInterrupt` at the second; `answer_now` at each
     SIGQUIT.
-
-    Only the main thread gets signals; elsewhere this does nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     asked = False
 
     def on_interrupt(signum: int, frame: FrameType | None) -> None:
@@ -68,9 +66,17 @@ def handle_keys(stop: Callable[[], None], answer_now: Callable[[], None]) -> Ite
 
 
 @contextmanager
+def no_quit() -> Iterator[None]:
+    """Let a Ctrl-\\ that comes when the answer has just ended not end the program."""
+    with _handler("SIGQUIT", lambda *_: None):
+        yield
+
+
+@contextmanager
 def _handler(name: str, function: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Only the main thread gets signals, and Windows knows no SIGQUIT; there this does nothing."""
     number = getattr(signal, name, None)
-    if number is None:  # Windows knows no SIGQUIT
+    if number is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(number, function)

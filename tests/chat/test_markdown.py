@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from localr1.chat.markdown import BOLD, CODE, ITALIC, MarkdownStream
@@ -125,6 +125,9 @@ ALPHABET = st.sampled_from(
 )
 
 
+@example(["$", "*", "$", "1"], 10)
+@example(["`", "a", "`", "`"], 10)
+@settings(max_examples=300)
 @given(st.lists(ALPHABET, max_size=40), st.integers(1, 60))
 def test_any_text_any_cut(pieces: list[str], width: int) -> None:
     whole = "".join(pieces)

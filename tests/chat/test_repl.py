@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -258,6 +259,30 @@ def test_ctrl_backslash_answers_now(tmp_path: Path) -> None:
     assert "so what? so what? " in answer.reasoning
     assert answer.reasoning.endswith("I will answer now.\n")
     assert (answer.content, answer.stopped) == ("It is **933**.", False)
+
+
+def test_a_signal_at_the_prompt_is_ctrl_c(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "sum") as terminal:
+        terminal.wait_prompt()
+        terminal.child.kill(signal.SIGINT)
+        terminal.wait("Ctrl-D leaves\n>")
+        terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
+
+
+def test_ctrl_backslash_too_late_ends_nothing(tmp_path: Path) -> None:
+    with ChildTerminal(tmp_path, "chat", "sum", "0.002") as terminal:
+        terminal.wait_prompt()
+        for turn in range(5):
+            terminal.send(f"question {turn}" + ENTER)
+            for _ in range(20):
+                terminal.child.kill(signal.SIGQUIT)
+                terminal.read(0.004)
+            terminal.wait(lambda t, turn=turn: t.raw.count("context ") > turn)
+            terminal.wait_prompt()
+        terminal.send(CTRL_D)
+        assert terminal.exit_code() == 0
 
 
 def test_tab_completes_and_the_editor_writes(tmp_path: Path) -> None:
