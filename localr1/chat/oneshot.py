@@ -84,8 +84,9 @@ class _Job:
             if n and not self._json and not self._vote:
                 self._out.write("\n---\n\n")
             number = n + 1 if samples > 1 else None
+            reply = sample.reply(prompt)  # first: `stop` means the newest reply
             with handle_keys(sample.stop, sample.answer_now):
-                done = play(self._view(sample, number), sample.reply(prompt))
+                done = play(self._view(sample, number), reply)
             worst = max(worst, _CODES[done.finish_reason])
             if worst == INTERRUPTED:
                 return INTERRUPTED

@@ -98,8 +98,9 @@ def _answer(chat: Chat, text: str) -> None:
         think=chat.think,
     )
     try:
+        reply = session.reply(text, again=chat.again)  # first: `stop` means the newest reply
         with handle_keys(session.stop, session.answer_now), no_echo():
-            done = play(view, session.reply(text, again=chat.again))
+            done = play(view, reply)
             if done.finish_reason == "interrupted":
                 chat.stopped_at = time.monotonic()
     finally:
