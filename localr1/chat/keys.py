@@ -67,7 +67,7 @@ class Keyboard:
         app = self._session.app
 
         def leave() -> None:
-            if held.pending and not app.is_done:
+            if held.pending and app.future is not None and not app.is_done:
                 held.pending = False
                 app.exit(exception=KeyboardInterrupt())
 
@@ -93,9 +93,10 @@ class Keyboard:
         from prompt_toolkit.input.vt100_parser import Vt100Parser
         from prompt_toolkit.keys import Keys
 
-        typed = get_typeahead(self._session.app.input)
+        app = self._session.app
+        typed = [*get_typeahead(app.input), *app.key_processor.empty_queue()]
         Vt100Parser(typed.append).feed(pending_keys())
-        store_typeahead(self._session.app.input, [k for k in typed if k.key != Keys.ControlC])
+        store_typeahead(app.input, [k for k in typed if k.key != Keys.ControlC])
         return any(press.key == Keys.ControlC for press in typed)
 
 
