@@ -217,10 +217,11 @@ class Mailbox:
         self._table = np.array([0 if bank is None else bank.address for bank in banks])
         self._state = np.zeros(_STATE_BYTES // 8 + 16, dtype=np.int64)
         self._state_address = _lines(int(self._state.ctypes.data))
-        needed = [
-            workspace_bytes(bank, max_tokens, max_tokens * top_k, True)
+        needed = [  # few tokens may need more than many: they are one job
+            workspace_bytes(bank, tokens, tokens * top_k, True)
             for bank in banks
             if bank is not None
+            for tokens in range(1, max_tokens + 1)
         ]
         self._work = np.zeros(max(needed, default=0) + SCRATCH_BYTES + 128, dtype=np.uint8)
 

@@ -7,7 +7,8 @@ cache, so that a prompt which begins like the last one is read from where the tw
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,11 @@ from localr1.errors import BadFile, ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
 from localr1.models.attention import is_small
 from localr1.models.deepseek import Transformer
+from localr1.models.kv_cache import KVCache
 from offload.placement import Placement
+
+if TYPE_CHECKING:  # a machine without a GPU needs no Triton
+    from localr1.engine.graph import DecodeGraph
 
 _SUPER_CHUNK = (
     32_768  # tokens that pass through one layer before the next: design of layer-major prefill
@@ -35,12 +40,14 @@ class Engine:
         stop_ids: frozenset[int],
         context: int,
         placement: Placement | None = None,
+        graph: Callable[[KVCache], DecodeGraph] | None = None,
     ) -> None:
         self.model = model
         self.placement = placement  # the plan that the model was loaded by
         self.stop_ids = stop_ids
         self.max_context = context
         self.cache = model.new_cache(context)
+        self.graph = graph(self.cache) if graph else None  # one token as one CUDA graph
         self.ids: list[int] = []  # the tokens in the cache
         self.stats = GenerationStats()
         self.finish_reason: FinishReason = "stop"
@@ -83,8 +90,11 @@ class Engine:
         # torch's barriers cost milliseconds on a busy machine: only where there is work for them.
         small = is_small(self.model.config, self.position)
         torch.set_num_threads(1 if small else cpu_experts.get_threads())
-        *_, hidden = self.model.layers([token], self.cache)
-        logits = self.model.head(hidden)
+        if self.graph is not None:
+            logits = self.graph.step(token)
+        else:
+            *_, hidden = self.model.layers([token], self.cache)
+            logits = self.model.head(hidden)
         self._commit([token])
         return logits
 

@@ -14,6 +14,8 @@ import pytest
 
 from cpu_experts import ExpertBank, moe_forward, set_threads
 from cpu_experts.mailbox import ABORT, ABORTED, DONE, ERROR, TICKET, Mailbox, MailboxError
+from cpu_experts.moe import workspace_bytes
+from cpu_experts.pool import SCRATCH_BYTES
 from tests.cpu_experts.blocks import random_tensor
 
 HIDDEN, INTER, EXPERTS, TOP_K, MOST = 512, 768, 8, 3, 4
@@ -191,3 +193,11 @@ def test_the_interpreter_ends_with_a_mailbox_running() -> None:
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_its_memory_serves_every_number_of_tokens() -> None:
+    """Few tokens are one job, which keeps its products: 8 pairs may need more than 64."""
+    bank = make_bank(("Q4_K", "Q4_K", "Q6_K"), hidden=2048)
+    box = Mailbox((bank,), 2048, 8, 8)
+    room = box._work.nbytes - SCRATCH_BYTES
+    assert max(workspace_bytes(bank, n, 8 * n, True) for n in range(1, 9)) <= room

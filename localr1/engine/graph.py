@@ -1,0 +1,79 @@
+"""One token on the GPU as one CUDA graph: Python starts it and waits, nothing in between.
+
+The graph holds every kernel of every layer, the questions to the routed experts and the waits for
+their answers (localr1.gpu.mailbox). What differs from token to token, the embedding and the
+position, lies in memory that is written before it starts.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from localr1.errors import LocalR1Error
+from localr1.models.deepseek import Hidden, Transformer
+from localr1.models.gpu import GpuParts
+from localr1.models.kv_cache import KVCache
+
+
+class DecodeGraph:
+    """`step(token)` for a model whose parts are the GPU's, over one cache."""
+
+    def __init__(self, model: Transformer, parts: GpuParts, cache: KVCache) -> None:
+        self.model, self.parts, self.cache = model, parts, cache
+        c = model.config
+        self._rows = torch.empty(1, c.hidden_size, pin_memory=True)
+        self._x = torch.empty(1, c.hidden_size, device=parts.device)
+        self._logits = torch.empty(1, c.vocab_size, pin_memory=True)
+        self._state = torch.zeros(2, dtype=torch.int64, pin_memory=True)
+        self._box = parts.open_mailbox()
+        self._graph = torch.cuda.CUDAGraph()
+        self._done = torch.cuda.Event(blocking=True)
+        self._capture()
+
+    def _capture(self) -> None:
+        """Run once, so that every kernel is loaded, then record."""
+        stream = torch.cuda.Stream()
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            self._rows.copy_(self.model.token_embd([0]))
+            self.parts.position.fill_(self.cache.length)
+            self._body()
+        stream.synchronize()
+        with torch.inference_mode(), torch.cuda.graph(self._graph, stream=stream):
+            self._body()
+
+    def _body(self) -> None:
+        self._x.copy_(self._rows, non_blocking=True)
+        hidden = Hidden(self._x)
+        for block in self.model.blk:
+            hidden = block(hidden, self.cache)
+        self._logits.copy_(self.model.head(hidden), non_blocking=True)
+        handoff = self.parts.handoff
+        assert handoff is not None
+        self._state.copy_(handoff.state, non_blocking=True)
+
+    def step(self, token: int) -> torch.Tensor:
+        """Run one token behind the committed ones, without committing it: logits `[1, vocab]`.
+
+        Raises LocalR1Error where the experts did not answer; the token can be run again.
+        """
+        self._rows.copy_(self.model.token_embd([token]))
+        self.parts.position.fill_(self.cache.length)
+        self._box.resume()
+        self._graph.replay()
+        self._done.record()
+        self._done.synchronize()
+        handoff = self.parts.handoff
+        if handoff is not None and int(self._state[1]):
+            problem = handoff.failure()
+            handoff.reset()
+            raise LocalR1Error(f"a token failed: {problem}", "ask again; --debug tells more")
+        return self._logits
+
+    def rest(self) -> None:
+        """No token will come for a while: the CPU's threads may sleep."""
+        self._box.rest()
+
+    def close(self) -> None:
+        """End the thread that answers the GPU."""
+        self._box.stop()
+        self.parts.handoff = None
