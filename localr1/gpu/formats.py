@@ -79,12 +79,16 @@ def _float(name: str, n_bytes: int, load: Any) -> GpuFormat:
     return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, load, plain, 1, 1.0)
 
 
-def _row(name: str, planes: tuple[tuple[int, int], ...], *walk: int) -> GpuFormat:
+def _row(
+    name: str, planes: tuple[tuple[int, int], ...], groups: int, step: int, halves: int, span: int
+) -> GpuFormat:
     """A quantised format, whose functions bear its name."""
-    module: Any = formats_small if FORMATS[name].block_values == 32 else formats_k
+    block_values = FORMATS[name].block_values
+    module: Any = formats_small if block_values == 32 else formats_k
     load, dequantise = (getattr(module, f"{do}_{name.lower()}") for do in ("load", "dequantise"))
     terms = 2 if name.startswith("IQ4") else 3
-    return GpuFormat(name, planes, FORMATS[name].block_values, *walk, load, dequantise, terms)
+    walk = groups, step, halves, span
+    return GpuFormat(name, planes, block_values, *walk, load, dequantise, terms)
 
 
 #                            planes of a block                     groups, step, halves, span

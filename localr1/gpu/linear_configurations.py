@@ -11,7 +11,7 @@ from localr1.gpu.gemv import gemv_kernel
 from localr1.gpu.launch import Configuration
 from localr1.gpu.matmul import matmul_kernel
 from localr1.gpu.sizes import R1, Sizes
-from localr1.gpu.tiles import EXPANDED, GemvTile, gemv_tile, matmul_tile
+from localr1.gpu.tiles import EXPANDED, GemvTile, MatmulTile, gemv_tile, matmul_tile
 
 # What products read and write, and whether they add to it.
 KINDS = [
@@ -39,32 +39,29 @@ def configurations(
                 for tile, gated in sorted(_gemv_tiles(arch, sizes, name, n), key=str):
                     if not (gated and add):
                         yield _gemv(name, tile, n, gated, x, out, add)
-            for tile in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
-                own = tile.constants(name) | {"FLOAT_DOT": False}
-                warps = tile.num_warps, tile.num_stages
-                yield _configuration(matmul_kernel, name, own, x, out, add, *warps)
+            for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
+                yield _matmul(name, large, x, out, add)
         for out in ("*fp32", "*bf16"):
             yield _expansion(name, out)
 
 
 def representative(arch: int) -> Iterator[Configuration]:
-    """One of each kernel for each format, the largest; and every tile of two formats.
+    """What CI compiles of all that: each kernel for each format for sm_86, three formats elsewhere.
 
-    Types of what is read and written change no kernel's use of shared memory, so CI compiles one.
+    `gemv_kernel` and `expand_kernel` use no shared memory, and `matmul_kernel` as much on sm_86 as
+    on sm_80, 89 and 120. Types of what is read and written change nothing of that.
     """
-    for name in GPU_FORMATS:
-        seen = set()
-        for n in (1, 8) if name in ("Q4_K", "Q6_K") else (1,):
-            for tile, gated in sorted(_gemv_tiles(arch, R1, name, n), key=str):
-                if name in ("Q4_K", "Q6_K") or (tile.repeat, gated) not in seen:
-                    seen.add((tile.repeat, gated))
-                    yield _gemv(name, tile, n, gated, "*fp32", "*fp32", None if gated else "*fp32")
-        for n in (16, 64, 128) if name in ("Q4_K", "Q6_K") else (128,):
-            tile = matmul_tile(arch, name, n)
-            warps = tile.num_warps, tile.num_stages
-            own = tile.constants(name) | {"FLOAT_DOT": False}
-            yield _configuration(matmul_kernel, name, own, "*bf16", "*fp32", "*fp32", *warps)
+    for name in GPU_FORMATS if arch == 86 else ("Q4_K", "FP8_E4M3", "F32"):
+        kinds = "*bf16", "*fp32", "*fp32"
+        rows, cols = R1.hidden_size, R1.n_heads * R1.v_head_dim
+        yield _gemv(name, gemv_tile(arch, name, rows, cols, 1), 1, False, *kinds)
+        yield _matmul(name, matmul_tile(arch, name, 128), *kinds)
         yield _expansion(name, "*bf16")
+    for n in (1, 8):
+        tile = gemv_tile(arch, "Q4_K", R1.moe_intermediate_size, R1.hidden_size, n, True)
+        yield _gemv("Q4_K", tile, n, True, "*fp32", "*fp32", None)
+    for n in (16, 64):
+        yield _matmul("Q6_K", matmul_tile(arch, "Q6_K", n), "*fp32", "*bf16", None)
 
 
 def weight_shapes(sizes: Sizes) -> set[tuple[int, int, bool]]:
@@ -96,9 +93,17 @@ def _gemv_tiles(arch: int, sizes: Sizes, name: str, n: int) -> set[tuple[GemvTil
     }
 
 
-def _gemv(name: str, tile: GemvTile, n: int, gated: bool, *kinds: str | None) -> Configuration:
+def _gemv(
+    name: str, tile: GemvTile, n: int, gated: bool, x: str, out: str, add: str | None
+) -> Configuration:
     own = tile.constants(name, n, gated)
-    return _configuration(gemv_kernel, name, own, *kinds, tile.num_warps, 2)
+    return _configuration(gemv_kernel, name, own, x, out, add, tile.num_warps, 2)
+
+
+def _matmul(name: str, tile: MatmulTile, x: str, out: str, add: str | None) -> Configuration:
+    own = tile.constants(name) | {"FLOAT_DOT": False}
+    warps = tile.num_warps, tile.num_stages
+    return _configuration(matmul_kernel, name, own, x, out, add, *warps)
 
 
 def _expansion(name: str, out: str) -> Configuration:
