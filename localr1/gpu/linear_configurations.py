@@ -38,7 +38,7 @@ def configurations(
             for n in tokens:
                 for tile, gated in sorted(_gemv_tiles(arch, sizes, name, n), key=str):
                     if not (gated and add):
-                        yield _gemv(name, tile, n, gated, x, out, add)
+                        yield gemv_configuration(name, tile, n, gated, x, out, add)
             for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
                 yield _matmul(name, large, x, out, add)
         for out in ("*fp32", "*bf16"):
@@ -54,12 +54,12 @@ def representative(arch: int) -> Iterator[Configuration]:
     for name in GPU_FORMATS if arch == 86 else ("Q4_K", "FP8_E4M3", "F32"):
         kinds = "*bf16", "*fp32", "*fp32"
         rows, cols = R1.hidden_size, R1.n_heads * R1.v_head_dim
-        yield _gemv(name, gemv_tile(arch, name, rows, cols, 1), 1, False, *kinds)
+        yield gemv_configuration(name, gemv_tile(arch, name, rows, cols, 1), 1, False, *kinds)
         yield _matmul(name, matmul_tile(arch, name, 128), *kinds)
         yield _expansion(name, "*bf16")
     for n in (1, 8):
         tile = gemv_tile(arch, "Q4_K", R1.moe_intermediate_size, R1.hidden_size, n, True)
-        yield _gemv("Q4_K", tile, n, True, "*fp32", "*fp32", None)
+        yield gemv_configuration("Q4_K", tile, n, True, "*fp32", "*fp32", None)
     for n in (16, 64):
         yield _matmul("Q6_K", matmul_tile(arch, "Q6_K", n), "*fp32", "*bf16", None)
 
@@ -93,9 +93,10 @@ def _gemv_tiles(arch: int, sizes: Sizes, name: str, n: int) -> set[tuple[GemvTil
     }
 
 
-def _gemv(
+def gemv_configuration(
     name: str, tile: GemvTile, n: int, gated: bool, x: str, out: str, add: str | None
 ) -> Configuration:
+    """`gemv_kernel` for `n` tokens of kind `x`, with pointers of the kinds `out` and `add`."""
     own = tile.constants(name, n, gated)
     return _configuration(gemv_kernel, name, own, x, out, add, tile.num_warps, 2)
 
