@@ -16,9 +16,7 @@ from localr1.errors import LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models.source import open_source, read_config, read_text
 from localr1.models.tokenizer import Detokenizer
-
-_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-_UNITS |= {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+from localr1.sizes import parse_size
 
 
 class LLM:
@@ -105,9 +103,7 @@ def size_in_bytes(size: int | str | None) -> int | None:
     """`"24GiB"`, `"24 GB"` or a number of bytes -> bytes."""
     if size is None or isinstance(size, int):
         return size
-    text = size.strip().lower()
-    digits = text.rstrip("bikmgt ")
     try:
-        return int(float(digits) * _UNITS[text[len(digits) :].strip()])
-    except (ValueError, KeyError):
+        return parse_size(size, bare=1)
+    except ValueError:
         raise LocalR1Error(f"{size!r} is not a size", "write it as 24GiB, 24GB or bytes") from None

@@ -36,6 +36,7 @@ from localr1.registry import is_known
 if TYPE_CHECKING:
     from localr1.chat.session import Session
     from localr1.chat.views import ThinkMode
+    from localr1.llm import LLM
 
 Think = Annotated[
     str | None, typer.Option(help="How thoughts are shown: fold (to one line), show or hide.")
@@ -235,6 +236,17 @@ def _think(flags: dict[str, Any]) -> ThinkMode:
     raise LocalR1Error(f"thoughts cannot be shown as {wanted!r}", ", ".join(THINK_MODES), USAGE)
 
 
+def _say_what_shrank(llm: LLM) -> None:
+    """One line where memory was too short for the context that was asked for."""
+    found = llm.engine.placement
+    if found is not None and found.context < found.asked_context:
+        print(
+            f"memory is short: the context is {found.context:,} tokens, not"
+            f" {found.asked_context:,} (localr1 plan says why)",
+            file=sys.stderr,
+        )
+
+
 def _open(flags: dict[str, Any]) -> Session:
     """Load the model that the flags name, for an empty conversation set up as they say."""
     settings = settings_of(flags)
@@ -254,6 +266,8 @@ def _open(flags: dict[str, Any]) -> Session:
             context=settings["context"],
             threads=settings["threads"],
             residency=str(settings["residency"]),
+            ram=settings["ram"],
             progress=progress.show,
         )
+    _say_what_shrank(llm)
     return Session(llm, settings["system"], params, thinking)
