@@ -114,6 +114,9 @@ class _Problem:
         self.nbytes = _totals(self.steps, lambda s: s.nbytes)
         self.read = _totals(self.steps, lambda s: s.read)
         self.shared = _totals(self.steps, lambda s: s.read * (s.kind == Kind.SHARED))
+        self.linear = _totals(
+            self.steps, lambda s: s.read * (s.kind in (Kind.ATTENTION, Kind.HEAD))
+        )
         self.prompt = _totals(self.steps, lambda s: s.prompt_read)
         self.operations = _totals(self.steps, lambda s: s.operations)
         self.weighed = _totals(self.steps, lambda s: s.weighed)
@@ -206,6 +209,7 @@ class _Problem:
             gpu_bytes=self.read[gpu] - hidden + cache,
             gpu_hidden_bytes=hidden,
             ram_bytes=self.read[ram] - self.read[gpu] + self.embedding.read,
+            linear_bytes=self.linear[ram] - self.linear[gpu],
             disk_bytes=self.read[-1] - self.read[ram],
             gpu_layers=layers,
             cpu_layers=int(self.attention[-1]) - layers,

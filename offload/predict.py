@@ -17,7 +17,10 @@ DEPTH = 1024  # tokens in the cache when decoding is predicted
 PROMPT = 512  # tokens of the prompt whose reading is predicted
 
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
-RAM_SHARE = 0.85  # of the read bandwidth that decoding kernels reach, in Q4_K, Q6_K, Q8_0
+RAM_SHARE = (
+    0.8  # of the read bandwidth that decoding experts reach: 0.75 to 0.94 by format and cores
+)
+LINEAR_SHARE = 0.55  # the same of attention and head, whose activations come in two int8 terms
 CPU_TOKEN_SECONDS = 0.2e-3  # of a token: embedding, head, sampling
 CPU_LAYER_SECONDS = 0.35e-3  # of a layer on the CPU: Python, small steps, waking the pool
 INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
@@ -27,10 +30,10 @@ DECODE_ATTENTION_SHARE = 0.16  # of the int8 peak's operations/second, in float3
 PROMPT_ATTENTION_SHARE = 0.018  # the same for prompts, whose masks and softmax take most of it
 PREFILL_LAYER_SECONDS = 10e-3  # of a layer and prompt on the CPU
 
-# Assumed: the GPU kernels are still to come. A handoff was measured on an H100 (design: 4.3 us).
-GPU_SHARE = 0.8
-GPU_LAYER_SECONDS = 20e-6
-HANDOFF_SECONDS = 4.3e-6
+# Measured on an H100 in R1's shapes, Q4_K_M (docs/log.md); slower memory should give a better share.
+GPU_SHARE = 0.47
+GPU_LAYER_SECONDS = 60e-6  # norms, routing, attention over a short cache
+HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
 GPU_OPERATIONS_PER_BYTE = 60.0  # arithmetic that a card does while it reads a byte of VRAM
 
 DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page faults
@@ -43,6 +46,7 @@ class Traffic:
     gpu_bytes: float  # read by one token, what cannot hide behind the CPU's experts
     gpu_hidden_bytes: float  # shared experts, while the CPU computes the routed ones
     ram_bytes: float
+    linear_bytes: float  # the part of ram_bytes that is attention and head
     disk_bytes: float
     gpu_layers: int  # layers whose attention runs there
     cpu_layers: int
@@ -90,10 +94,13 @@ def _read_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> dict[str, 
 def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
     """Seconds of a token with DEPTH tokens behind it."""
     attention = t.cpu_layers * t.decode_operations * DEPTH
-    experts = _seconds(t.ram_bytes + t.disk_bytes, hardware.ram_bandwidth * RAM_SHARE)
+    experts = _seconds(
+        t.ram_bytes - t.linear_bytes + t.disk_bytes, hardware.ram_bandwidth * RAM_SHARE
+    )
     hidden = _seconds(t.gpu_hidden_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0
     return (
         max(experts, hidden)
+        + _seconds(t.linear_bytes, hardware.ram_bandwidth * LINEAR_SHARE)
         + (_seconds(t.gpu_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0)
         + _seconds(t.disk_bytes, hardware.disk_bandwidth * DISK_SHARE)
         + _seconds(attention, hardware.int8_ops * DECODE_ATTENTION_SHARE)
