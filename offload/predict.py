@@ -17,9 +17,7 @@ DEPTH = 1024  # tokens in the cache when decoding is predicted
 PROMPT = 512  # tokens of the prompt whose reading is predicted
 
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
-RAM_SHARE = (
-    0.8  # of the read bandwidth that decoding experts reach: 0.75 to 0.94 by format and cores
-)
+RAM_SHARE = 0.8  # of the read bandwidth that experts reach: 0.75 to 0.94 by format and cores
 LINEAR_SHARE = 0.55  # the same of attention and head, whose activations come in two int8 terms
 CPU_TOKEN_SECONDS = 0.2e-3  # of a token: embedding, head, sampling
 CPU_LAYER_SECONDS = 0.35e-3  # of a layer on the CPU: Python, small steps, waking the pool
@@ -30,7 +28,7 @@ DECODE_ATTENTION_SHARE = 0.16  # of the int8 peak's operations/second, in float3
 PROMPT_ATTENTION_SHARE = 0.018  # the same for prompts, whose masks and softmax take most of it
 PREFILL_LAYER_SECONDS = 10e-3  # of a layer and prompt on the CPU
 
-# Measured on an H100 in R1's shapes, Q4_K_M (docs/log.md); slower memory should give a better share.
+# Measured on an H100 in R1's shapes, Q4_K_M (docs/log.md); of slower memory it should be more.
 GPU_SHARE = 0.47
 GPU_LAYER_SECONDS = 60e-6  # norms, routing, attention over a short cache
 HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox

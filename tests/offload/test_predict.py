@@ -13,8 +13,8 @@ from offload.predict import PROMPT, Traffic, predict
 GIB = 1 << 30
 NOTHING = Traffic(
     gpu_bytes=0, gpu_hidden_bytes=0, ram_bytes=0, linear_bytes=0, disk_bytes=0, gpu_layers=0,
-    cpu_layers=0, handoffs=0, decode_operations=0, prompt_operations=0, prompt_ram_bytes=0, prompt_gpu_bytes=0,
-    prompt_disk_bytes=0, cpu_operations=0, gpu_operations=0, stored_bytes=0,
+    cpu_layers=0, handoffs=0, decode_operations=0, prompt_operations=0, prompt_ram_bytes=0,
+    prompt_gpu_bytes=0, prompt_disk_bytes=0, cpu_operations=0, gpu_operations=0, stored_bytes=0,
 )  # fmt: skip
 
 
