@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -147,7 +148,7 @@ def _measured(folder: Path, threads: int | None, report: Report) -> Hardware:
 
 
 def _ram_bandwidth() -> float:
-    """Bytes/second of prefetched reads by the threads of the pool; the best of many rounds."""
+    """Bytes/second of prefetched reads by the threads of the pool; the median of many rounds."""
     import cpu_experts
     from cpu_experts import cpu
     from cpu_experts.bandwidth import best_way, read_seconds
@@ -156,10 +157,10 @@ def _ram_bandwidth() -> float:
     data = _touched(min(_CACHES * cpu.last_cache_bytes(), _MOST, room), cpu_experts.get_threads())
     read_seconds(data[:_CHUNK])  # the workers come up
     way = best_way(data[: 8 * _CHUNK])
-    until, least = time.monotonic() + _READ_SECONDS, float("inf")
+    until, took = time.monotonic() + _READ_SECONDS, [read_seconds(data, way)]
     while time.monotonic() < until:
-        least = min(least, read_seconds(data, way))
-    return data.nbytes / least
+        took.append(read_seconds(data, way))
+    return data.nbytes / statistics.median(took)
 
 
 def _touched(wanted: int, threads: int) -> np.ndarray:
