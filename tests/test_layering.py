@@ -37,7 +37,8 @@ ORDER = [
     ["localr1.chat"],
     ["localr1.llm"],
     ["localr1.bench", "localr1.show", "localr1.verify", "localr1.doctor", "localr1.configured"],
-    ["localr1.bench_kernels"],
+    ["localr1.bench_kernels", "localr1.synthetic_run", "localr1.synthetic_card"],
+    ["localr1.bench_synthetic"],
     ["localr1.cli"],
     ["localr1.__main__"],
 ]

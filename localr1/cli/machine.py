@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from localr1.cli.base import Debug, Json, OptionalModel, Threads, app, guarded, settings_of
 from localr1.errors import USAGE, LocalR1Error
+
+_SYNTHETIC = "With --synthetic"
 
 
 @app.command()
@@ -24,11 +26,41 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(help="With --kernels: seconds for each figure; 5 if left out.")
     ] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Run a known model's shapes with random weights.")
+    ] = False,
+    quant: Annotated[str | None, typer.Option(help=f"{_SYNTHETIC}: the quant; Q4_K_M.")] = None,
+    vram: Annotated[
+        str | None, typer.Option(help=f"{_SYNTHETIC}: GiB of VRAM to keep to; 24GB too.")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(help=f"{_SYNTHETIC}: GiB of RAM for the routed experts.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: tokens; 8192.")] = None,
+    layers: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: only so many layers.")] = None,
+    stub: Annotated[
+        bool, typer.Option("--stub", help=f"{_SYNTHETIC}: experts that answer at once.")
+    ] = False,
+    prefill: Annotated[
+        int | None, typer.Option(help=f"{_SYNTHETIC}: read a prompt of so many tokens too.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: tokens to write; 20.")] = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure how fast a model runs here, or the kernels; the last line is JSON."""
+    given = {
+        "quant": quant, "vram": _size("--vram", vram), "ram": _size("--ram", ram),
+        "context": context, "layers": layers, "stub": stub or None, "prefill": prefill,
+        "tokens": tokens,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if synthetic:
+        _bench_synthetic(model, {**given, "threads": threads}, as_json, kernels)
+        return
+    if given:
+        raise LocalR1Error(f"--{next(iter(given))} goes with --synthetic", "add it", USAGE)
     if kernels:
         if model is not None:
             raise LocalR1Error("--kernels needs no model", "leave out the model", USAGE)
@@ -42,6 +74,31 @@ def bench(
 
     settings = settings_of(ctx.params)
     bench_module.main(settings["model"], settings["threads"], as_json)
+
+
+def _bench_synthetic(
+    model: str | None, given: dict[str, Any], as_json: bool, kernels: bool
+) -> None:
+    if model is None or kernels:
+        hint = "`localr1 bench --synthetic deepseek-r1`"
+        raise LocalR1Error("--synthetic takes a known model, and no --kernels", hint, USAGE)
+    for name in ("context", "layers", "prefill", "tokens"):
+        if given.get(name, 1) < 1:
+            raise LocalR1Error(f"--{name} is {given[name]}", "1 is the least", USAGE)
+    from localr1 import bench_synthetic
+
+    bench_synthetic.main(model, bench_synthetic.Options(**given), as_json)
+
+
+def _size(flag: str, text: str | None) -> int | None:
+    """Bytes; a bare number is GiB."""
+    from localr1.sizes import Size
+
+    try:
+        return None if text is None else Size(text)
+    except ValueError:
+        hint = f"write {flag} 24 for GiB, or 24GB"
+        raise LocalR1Error(f"{flag} is {text!r}, which is no size", hint, USAGE) from None
 
 
 @app.command()

@@ -1,47 +1,85 @@
 """A model's weights in its real shapes and types with random bytes: for measuring, not for talking.
 
-Routed experts take as much RAM as is given; where that is less than the model has, later layers use
-the memory of earlier ones again. Everything else is filled too: nothing is sparse or all zero.
+Routed experts take as much RAM as is given; where that is less than the model has, later weights
+use the memory of earlier ones again. Everything else is filled too: nothing is sparse or all zero.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+import cpu_experts
 from cpu_experts import FORMATS, QuantTensor
 from cpu_experts.bench import filled_memory
+from localr1.errors import DoesNotFit
+from localr1.events import Progress
 from localr1.models.config import ModelConfig
 from localr1.models.quant_rules import Family, type_of
 from localr1.models.shapes import weight_shapes
 
-_OTHERS = 1 << 30  # bytes that all other weights are cut from: each fits
+_OTHERS = 1 << 30  # bytes that all other weights are cut from, or the size of the largest
+_PIECE = 1 << 24
+
+Report = Callable[[Progress], None]
 
 
 class SyntheticWeights:
-    """`Weights` (linear.py) of `config` in the types of `quant`, with `attn_k_b` and `attn_v_b`."""
+    """`Weights` (linear.py) of `config` in the types of `quant`, with `attn_k_b` and `attn_v_b`.
 
-    def __init__(self, config: ModelConfig, quant: str, routed_bytes: int) -> None:
+    `routed_bytes` of RAM are for routed experts, `distinct_bytes` of them are used; all other
+    weights would take `other_bytes`. Raises DoesNotFit where a routed weight is larger than that.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        quant: str,
+        routed_bytes: int,
+        report: Report = lambda progress: None,
+    ) -> None:
         family = Family(config.n_layers)
         self._kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, shape in weight_shapes(config).items():
             if not name.endswith("attn_kv_b.weight"):
                 self._kinds[name] = type_of(name, shape, quant, family), shape
-        self.routed_bytes = sum(map(self._nbytes, filter(_is_routed, self._kinds)))
+        routed = [name for name in self._kinds if _is_routed(name)]
+        others = [name for name, (kind, _) in self._kinds.items() if kind != "F32"]
+        others = [name for name in others if not _is_routed(name)]
+        self.routed_bytes = sum(map(self._nbytes, routed))
         self.distinct_bytes = min(routed_bytes, self.routed_bytes)
-        self._routed, self._others = filled_memory(self.distinct_bytes), filled_memory(_OTHERS)
-        self._place = self._place_of()
+        self._check(max(map(self._nbytes, routed), default=0))
+        self.other_bytes = sum(map(self._nbytes, others))
+        shared = min(self.other_bytes, max(_OTHERS, *map(self._nbytes, others)))
+        self.routed, self._others = _filled(self.distinct_bytes, report), _filled(shared, report)
+        self._place = self._places(routed, self.distinct_bytes) | self._places(others, shared)
+
+    @property
+    def formats(self) -> set[str]:
+        """The formats in use."""
+        return {kind for kind, _ in self._kinds.values()}
+
+    def _check(self, largest: int) -> None:
+        if largest > self.distinct_bytes:
+            gib = 1 << 30
+            raise DoesNotFit(
+                f"one weight of the routed experts takes {largest / gib:.2f} GiB, and there are "
+                f"{self.distinct_bytes / gib:.2f} GiB for all of them",
+                "give more with --ram, or take a smaller model or quant",
+            )
 
     def _nbytes(self, name: str) -> int:
         kind, shape = self._kinds[name]
         return math.prod(shape[:-1]) * int(FORMATS[kind].row_bytes(shape[-1]))
 
-    def _place_of(self) -> dict[str, int]:
-        """Where each routed weight begins: one behind the other, and from the start again."""
+    def _places(self, names: Iterable[str], room: int) -> dict[str, int]:
+        """Where each weight begins: one behind the other, and from the start again."""
         places, at = {}, 0
-        for name in filter(_is_routed, self._kinds):
-            at = at if at + self._nbytes(name) <= self.distinct_bytes else 0
+        for name in names:
+            at = at if at + self._nbytes(name) <= room else 0
             places[name] = at
             at += self._nbytes(name)
         return places
@@ -53,12 +91,29 @@ class SyntheticWeights:
         kind, shape = self._kinds[name]
         if kind == "F32":
             return QuantTensor(kind, shape, (_floats(name, shape).view(np.uint8),))
-        memory, at = (self._routed, self._place[name]) if _is_routed(name) else (self._others, 0)
+        memory, at = self.routed if _is_routed(name) else self._others, self._place[name]
         return QuantTensor(kind, shape, (memory[at : at + self._nbytes(name)],))
 
 
 def _is_routed(name: str) -> bool:
     return "_exps." in name
+
+
+def _filled(n_bytes: int, report: Report) -> np.ndarray:
+    """Random bytes, written by several threads, so that they lie on all NUMA nodes."""
+    pattern, memory = filled_memory(_PIECE), np.empty(n_bytes, np.uint8)
+
+    def fill(start: int) -> int:
+        part = memory[start : start + _PIECE]
+        part[:] = pattern[: part.size]
+        return int(part.size)
+
+    done = 0
+    with ThreadPoolExecutor(cpu_experts.get_threads()) as pool:
+        for size in pool.map(fill, range(0, n_bytes, _PIECE)):
+            done += size
+            report(Progress("Filling memory", done, n_bytes, "bytes"))
+    return memory
 
 
 def _floats(name: str, shape: tuple[int, ...]) -> np.ndarray:

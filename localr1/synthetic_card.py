@@ -1,0 +1,64 @@
+"""What `localr1 bench --synthetic` says to a person: text only, of bench_synthetic's figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_GIB = 1 << 30
+
+
+def card(result: dict[str, Any]) -> str:
+    """The result in lines of at most a terminal's width or so."""
+    lines = [*_head(result), ""]
+    for row in result["rows"]:
+        share = f"   {row['share']:.0%} of the limit" if row["share"] is not None else ""
+        lines.append(f"  {row['name']:<24}{row['value']:>12,.2f} {row['unit']}{share}")
+    return "\n".join([*lines, *_plan(result), *_projections(result)])
+
+
+def _head(result: dict[str, Any]) -> list[str]:
+    host, run, limits = result["machine"], result["synthetic"], result["limits"]
+    gpu = host["gpu"]["name"] if host["gpu"] else "no GPU that the kernels are for"
+    distinct, routed = run["distinct_bytes"] / _GIB, run["routed_bytes"] / _GIB
+    again = "all distinct" if distinct == routed else "the rest uses the same memory again"
+    traffic = f"{limits['ram_bytes_per_token'] / 1e9:.2f} GB of RAM"
+    if host["gpu"]:
+        traffic += f" and {limits['vram_bytes_per_token'] / 1e9:.2f} GB of VRAM"
+    limit = f"limit {limits['decode']:.2f} tokens/s"
+    if not limits["applies"]:
+        limit = "no limit: the experts fit the CPU's cache"
+    speeds = f"RAM {limits['read_bandwidth']:.1f} GB/s ({limits['read_bandwidth_method']})"
+    if host["gpu"]:
+        speeds += f", VRAM {limits['vram_bandwidth']:,.0f} GB/s"
+    return [
+        f"{result['model']}, random weights, {run['layers']} layers; {host['cpu']}, "
+        f"{host['cores']} cores, {host['ram_bytes'] / _GIB:.0f} GiB; {gpu}",
+        f"  routed experts {distinct:.1f} of {routed:.1f} GiB in RAM, {again}",
+        *(["  routed experts answer at once and read nothing"] if run["stub"] else []),
+        f"  reads          {speeds}",
+        f"  a token reads  {traffic} behind {run['depth']:,} tokens; {limit}",
+    ]
+
+
+def _plan(result: dict[str, Any]) -> list[str]:
+    plan = result["plan"]
+    speed = f"{plan['decode']:.2f} tokens/s behind {plan['decode_depth']:,} tokens"
+    if plan["vram_measured"] is None:
+        return ["", f"  the plan said  {speed}"]
+    return [
+        "",
+        f"  the plan said  {speed}, {plan['vram'] / _GIB:.2f} GiB of VRAM and "
+        f"{plan['vram_margin'] / _GIB:.2f} of margin",
+        f"  VRAM taken     {plan['vram_measured'] / _GIB:.2f} GiB, by the driver",
+    ]
+
+
+def _projections(result: dict[str, Any]) -> list[str]:
+    rows = result["projections"]
+    if not rows:
+        return []
+    lines = ["", "  limits of cards that are not here, with this RAM: projections, not measured"]
+    for row in rows:
+        room = "" if row["fits"] else ", where this context does not fit"
+        lines.append(f"  {row['card']:<24}{row['decode_limit']:>12,.2f} tokens/s{room}")
+    return lines

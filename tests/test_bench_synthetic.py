@@ -1,0 +1,171 @@
+"""`localr1 bench --synthetic` on the CPU: the figures mean what they say, whatever their size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from localr1 import bench_synthetic, cli, registry, synthetic_card
+from localr1.bench_synthetic import Options
+from localr1.errors import NO_MEMORY, NOT_FOUND, UNSUPPORTED, USAGE, DoesNotFit, LocalR1Error
+from localr1.models import inventory
+from localr1.models.config import ModelConfig
+from localr1.models.synthetic import SyntheticWeights
+from localr1.synthetic_run import Choices, SyntheticRun
+from offload.hardware import on_paper
+
+GIB, MIB = 1 << 30, 1 << 20
+R1 = registry.parse("deepseek-r1")[0].config
+TINY: dict[str, Any] = {
+    **R1, "vocab_size": 512, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "q_lora_rank": 256, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+    "v_head_dim": 64, "first_k_dense_replace": 1, "intermediate_size": 512,
+    "moe_intermediate_size": 256, "n_routed_experts": 16, "num_experts_per_tok": 4,
+}  # fmt: skip
+QUICK = Options(quant="Q4_K_M", ram=64 * MIB, context=64, tokens=4, prefill=16)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModelConfig:
+    return ModelConfig.from_hf(TINY)
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return on_paper(vram=None, ram=16 * GIB)
+
+
+@pytest.fixture(scope="module")
+def result(tiny: ModelConfig, machine) -> dict[str, Any]:
+    return bench_synthetic.measure("tiny:Q4_K_M", tiny, QUICK, machine)
+
+
+def test_the_parts_add_up_to_a_token(result: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in result["rows"]}
+    parts = ("all but routed experts", "routed experts alone", "waiting, the rest")
+    token = rows["a token"]["value"]
+    assert sum(rows[part]["value"] for part in parts) == pytest.approx(token)
+    assert rows["decode"]["value"] == pytest.approx(1e3 / token)
+    assert rows["prefill"]["tokens"] == 16
+    assert rows["routed experts"]["value"] == pytest.approx(
+        result["limits"]["routed_bytes_per_token"] / token / 1e6
+    )
+    assert all(row["share"] is None for row in result["rows"])  # it fits the CPU's cache
+    assert not result["limits"]["applies"]
+
+
+def test_the_limit_is_of_all_bytes_that_a_token_reads(
+    result: dict[str, Any], tiny: ModelConfig
+) -> None:
+    limits, stock = result["limits"], inventory.from_rule(tiny, "Q4_K_M")
+    read = sum(weight.nbytes * weight.read_fraction for weight in stock.weights)
+    cache = stock.demands.cache_gpu * tiny.n_layers * (QUICK.context - QUICK.tokens)
+    assert limits["ram_bytes_per_token"] == pytest.approx(read + cache)
+    assert limits["decode"] == pytest.approx(limits["read_bandwidth"] * 1e9 / (read + cache))
+
+
+def test_the_result_is_told_and_is_json(result: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(result)) == result
+    text = synthetic_card.card(result)
+    assert "all distinct" in text and "projections, not measured" in text and "RTX 3090" in text
+
+
+def test_a_projection_is_the_limit_with_that_card(result: dict[str, Any]) -> None:
+    quick, slow = result["projections"]
+    assert quick["decode_limit"] > slow["decode_limit"] and quick["fits"] and slow["fits"]
+
+
+def test_with_a_stub_nothing_of_the_experts_is_read(tiny: ModelConfig, machine) -> None:
+    stubbed = bench_synthetic.measure("t", tiny, replace(QUICK, stub=True, prefill=0), machine)
+    assert stubbed["limits"]["routed_bytes_per_token"] == 0
+    assert [row["name"] for row in stubbed["rows"] if row["phase"] == "decode"] == [
+        "decode", "a token", "all but routed experts",
+    ]  # fmt: skip
+    assert "answer at once" in synthetic_card.card(stubbed)
+
+
+def test_experts_are_chosen_anew_for_every_layer_and_token(tiny: ModelConfig) -> None:
+    choices = Choices(tiny, "cpu")
+    choices.draw(8)
+    first, at = choices.of(1, 8).clone(), choices.of(1, 8).data_ptr()
+    assert not torch.equal(first, choices.of(2, 8))
+    assert all(len(set(row.tolist())) == 4 for row in first)
+    assert first.dtype == torch.int32 and 0 <= int(first.min()) and int(first.max()) < 16
+    choices.draw(8)
+    assert choices.of(1, 8).data_ptr() == at and not torch.equal(first, choices.of(1, 8))
+    choices.draw(8, stub=True)
+    assert (choices.of(1, 8) == -1).all()
+
+
+def test_the_chosen_experts_are_the_ones_that_work(tiny: ModelConfig) -> None:
+    run = SyntheticRun(tiny, "Q4_K_M", 32, ram=64 * MIB)
+    moe = run.model.blk[1].feed_forward
+    x = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (1, 256)).astype(np.float32))
+    ids, weights = torch.zeros(1, 4, dtype=torch.int32), torch.full((1, 4), 0.25)
+    normed = run.model.parts.activations(x)
+    run.choices.draw(1)
+    one = moe.experts.start(normed, ids, weights).wait()
+    assert one.abs().max() > 0
+    run.choices.draw(1, stub=True)
+    assert moe.experts.start(normed, ids, weights).wait().abs().max() == 0
+
+
+def test_memory_is_used_again_where_it_is_short(tiny: ModelConfig) -> None:
+    whole = SyntheticWeights(tiny, "Q4_K_M", GIB)
+    assert whole.distinct_bytes == whole.routed_bytes
+    largest = whole["blk.1.ffn_down_exps.weight"].nbytes
+    short = SyntheticWeights(tiny, "Q4_K_M", 2 * largest)
+    assert short.distinct_bytes == 2 * largest < short.routed_bytes == whole.routed_bytes
+    for name in ("blk.1.ffn_gate_exps.weight", "blk.2.ffn_down_exps.weight"):
+        assert short[name].shape == whole[name].shape
+        assert short[name].parts[0].any()
+    with pytest.raises(DoesNotFit, match="one weight of the routed experts"):
+        SyntheticWeights(tiny, "Q4_K_M", largest // 2)
+
+
+def test_a_gpu_with_too_little_room_is_refused() -> None:
+    stock = inventory.from_rule(ModelConfig.from_hf(R1), "Q4_K_M")
+    found = on_paper(vram=80 * GIB, ram=64 * GIB)
+    placed = bench_synthetic.planned(stock, found.gpus[0], found, 8192)
+    kinds = {item.name for item in placed.gpu}
+    assert "routed experts" not in kinds and "attention" in kinds and placed.context == 8192
+    small = on_paper(vram=8 * GIB, ram=64 * GIB)
+    with pytest.raises(DoesNotFit, match="GiB of VRAM"):
+        bench_synthetic.planned(stock, small.gpus[0], small, 8192)
+
+
+def test_a_share_above_the_limit_is_refused() -> None:
+    bench_synthetic.refuse_impossible([{"name": "decode", "share": 1.01}])
+    with pytest.raises(LocalR1Error, match="measured badly"):
+        bench_synthetic.refuse_impossible([{"name": "decode", "share": 1.1}])
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--synthetic"], USAGE),
+        (["deepseek-r1", "--stub"], USAGE),
+        (["deepseek-r1", "--synthetic", "--layers", "3"], USAGE),
+        (["deepseek-r1", "--synthetic", "--context", "8"], USAGE),
+        (["deepseek-r1", "--synthetic", "--vram", "much"], USAGE),
+        (["deepseek-r1", "--synthetic", "--tokens", "0"], USAGE),
+        (["deepseek-r1", "--synthetic", "--quant", "IQ1_S"], UNSUPPORTED),
+        (["r1-distill-7b", "--synthetic"], UNSUPPORTED),
+        (["unheard-of", "--synthetic"], NOT_FOUND),
+    ],
+)
+def test_what_cannot_be_measured_is_said(words: list[str], code: int) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", *words], standalone_mode=False)
+    assert done.return_value == code, done.output
+
+
+def test_more_ram_than_there_is_is_refused(tiny: ModelConfig, machine) -> None:
+    with pytest.raises(DoesNotFit) as refused:
+        bench_synthetic.measure("t", tiny, replace(QUICK, ram=1 << 50), machine)
+    assert refused.value.code == NO_MEMORY
