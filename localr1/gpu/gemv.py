@@ -68,14 +68,27 @@ def gemv_kernel(
                         product += terms[2] * total
                     new = new + (sums[t * N + i] + product,)
             sums = new
+    _store(
+        sums, add, out, matrix * out_matrix, first_row, n_tokens, rows,
+        out_token, TOKENS, GATED, REPEAT, ROWS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _store(
+    sums, add, out, matrix, first_row, n_tokens, rows, out_token,
+    TOKENS: tl.constexpr, GATED: tl.constexpr, REPEAT: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Sum over the tiles' chunks; SwiGLU; the addend; out."""
+    N: tl.constexpr = 2 * REPEAT if GATED else REPEAT
     for t in tl.static_range(TOKENS):
         for i in tl.static_range(REPEAT):
             row = first_row + i * ROWS + tl.arange(0, ROWS)
             result = tl.sum(sums[t * N + i], 1)
             if GATED:
                 result = result * tl.sigmoid(result) * tl.sum(sums[t * N + REPEAT + i], 1)
-            place = t * out_token + matrix * out_matrix + row
-            inside_out = row < tl.where(t < n_tokens, rows, 0)
+            place = matrix + t * out_token + row
+            inside = row < tl.where(t < n_tokens, rows, 0)
             if add is not None:
-                result += tl.load(add + place, mask=inside_out, other=0.0).to(tl.float32)
-            tl.store(out + place, result.to(out.dtype.element_ty), mask=inside_out)
+                result += tl.load(add + place, mask=inside, other=0.0).to(tl.float32)
+            tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
