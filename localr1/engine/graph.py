@@ -51,6 +51,7 @@ class DecodeGraph:
         assert handoff is not None
         self._state.copy_(handoff.state, non_blocking=True)
 
+    @torch.inference_mode()
     def step(self, token: int) -> torch.Tensor:
         """Run one token behind the committed ones, without committing it: logits `[1, vocab]`.
 
