@@ -16,6 +16,10 @@ class Size(int):
         """`Size("24GB")`, `Size("24")`, `Size(24)`; the last two are 24 GiB."""
         return super().__new__(cls, parse_size(str(size), bare=GIB))
 
+    def __reduce__(self) -> tuple[type[Size], tuple[str]]:
+        """How a copy is made: a bare number of bytes would be taken for GiB."""
+        return Size, (f"{int(self)}b",)
+
 
 def parse_size(text: str, bare: int) -> int:
     """Bytes that `text` means; a number without a unit is multiplied by `bare`. ValueError."""

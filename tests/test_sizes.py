@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from localr1.sizes import GIB, Size, parse_size
 )
 def test_sizes(text: str | float, nbytes: int) -> None:
     assert Size(text) == nbytes
+    assert copy.deepcopy(Size(text)) == pickle.loads(pickle.dumps(Size(text))) == nbytes
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "24 g", "24 Gib/s", "-1", "nan", "inf", "1e999", "2x"])
