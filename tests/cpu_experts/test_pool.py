@@ -169,7 +169,7 @@ def test_warmup_counts_its_steps() -> None:
     steps = list(warmup(["Q8_0", "Q8_0"]))
     total = steps[-1][1]
     assert steps == sorted(steps) and steps[0] == (0, total) and steps[-1] == (total, total)
-    assert len(list(warmup([]))) < len(steps)
+    assert list(warmup([]))[-1][1] < total
     with pytest.raises(UnsupportedFormat, match="Q9_X"):
         next(warmup(["Q9_X"]))
 
