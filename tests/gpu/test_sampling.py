@@ -43,7 +43,7 @@ class Draws:
         return int(token)
 
     def cpu_token(self, logits: np.ndarray, uniform: float) -> int:
-        self.sampler.random = Given(uniform)  # type: ignore[assignment]
+        self.sampler.random = Given(uniform)
         return self.sampler(logits)
 
 
