@@ -22,10 +22,11 @@ from localr1.errors import DoesNotFit
 from localr1.events import Progress
 from localr1.models import compiled
 from localr1.models.config import ModelConfig
-from localr1.models.deepseek import MoE, Transformer
+from localr1.models.deepseek import MoE
 from localr1.models.linear import Weights
 from localr1.models.parts import Experts, Routed
 from localr1.models.synthetic import SyntheticWeights
+from localr1.models.transformer import Transformer
 from offload.memory import available_bytes
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import BadFile, ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
 from localr1.models.attention import is_small
-from localr1.models.deepseek import Transformer
 from localr1.models.kv_cache import KVCache
+from localr1.models.transformer import Transformer
 from offload.placement import Placement
 
 if TYPE_CHECKING:  # a machine without a GPU needs no Triton

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 
 from localr1.errors import LocalR1Error
-from localr1.models.deepseek import Hidden, Transformer
 from localr1.models.gpu import GpuParts
 from localr1.models.kv_cache import KVCache
+from localr1.models.transformer import Hidden, Transformer
 
 
 class DecodeGraph:

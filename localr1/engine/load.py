@@ -10,9 +10,9 @@ from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models import compiled, inventory
 from localr1.models.config import ModelConfig
-from localr1.models.deepseek import Transformer
 from localr1.models.shapes import check_shapes
 from localr1.models.source import Source
+from localr1.models.transformer import Transformer
 from offload.errors import NoRoom, ResidencyError, Unknown
 from offload.hardware import on_paper
 from offload.memory import available_bytes

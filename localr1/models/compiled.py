@@ -1,7 +1,7 @@
 """The small steps between the matrix products of one token, each compiled into one call.
 
 A decode step of a small model spends its time not in arithmetic but in the number of calls. These
-do what `attention.py` and `deepseek.py` say in torch for any number of tokens, for one token: the
+do what `attention.py` and `gate.py` say in torch for any number of tokens, for one token: the
 torch form is their definition, and the tests compare the two.
 """
 

@@ -1,24 +1,23 @@
-"""DeepSeek-V2, V3 and R1: the model as the papers draw it (arXiv 2405.04434, 2412.19437).
+"""DeepSeek's mixture of experts (DeepSeekMoE, arXiv 2401.06066; V3, arXiv 2412.19437).
 
-Read from the bottom up: `Transformer` is an embedding, `Block`s and a head; a block is latent
-attention (`MLA`) and a feed-forward, dense in the first layers, `MoE` in the others. Weights carry
-their GGUF names. The multi-token-prediction layer behind the last block is left in the file for
-speculative decoding.
+A feed-forward of a `Block` (transformer.py). What else is DeepSeek's own lies in attention.py (the
+latent attention) and gate.py (which experts a token takes).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import torch
 
 from cpu_experts import ExpertBank
 from localr1.models.config import ModelConfig
-from localr1.models.cpu import CpuParts
-from localr1.models.kv_cache import KVCache
-from localr1.models.linear import Embedding, Weights
+from localr1.models.linear import Weights
 from localr1.models.parts import Parts
+
+
+def ffn_bank(weights: Weights, prefix: str, suffix: str = "") -> ExpertBank:
+    """The gate, up and down matrices of an FFN; a dense one is a bank of one expert."""
+    gate, up, down = (weights[f"{prefix}.ffn_{m}{suffix}.weight"] for m in ("gate", "up", "down"))
+    return ExpertBank(gate, up, down)
 
 
 class MoE:
@@ -28,10 +27,10 @@ class MoE:
         prefix = f"blk.{layer}"
         self.parts = parts
         self.gate = parts.gate(config, weights, prefix)
-        self.experts = parts.experts(layer, _bank(weights, prefix, "_exps"))
+        self.experts = parts.experts(layer, ffn_bank(weights, prefix, "_exps"))
         self.shared = None
         if config.n_shared_experts:
-            self.shared = parts.mlp(_bank(weights, prefix, "_shexp"))
+            self.shared = parts.mlp(ffn_bank(weights, prefix, "_shexp"))
 
     def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The shared expert works, and adds to `x`, while the routed ones do."""
@@ -47,77 +46,3 @@ def add_to(x: torch.Tensor, add: torch.Tensor | None) -> None:
     """Sum what a part left to be added, if it has not done so itself."""
     if add is not None:
         x += add
-
-
-def _bank(weights: Weights, prefix: str, suffix: str) -> ExpertBank:
-    """The gate, up and down matrices of an FFN; a dense one is a bank of one expert."""
-    gate, up, down = (weights[f"{prefix}.ffn_{m}{suffix}.weight"] for m in ("gate", "up", "down"))
-    return ExpertBank(gate, up, down)
-
-
-class Hidden(NamedTuple):
-    """Hidden states between two blocks: `x` float32 `[T, hidden]`, and what is still to add."""
-
-    x: torch.Tensor
-    add: torch.Tensor | None = None
-
-
-class Block:
-    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
-
-    The sums are made by the norms behind them, so that a device can do both in one step.
-    """
-
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int, parts: Parts) -> None:
-        prefix, eps = f"blk.{layer}", config.rms_norm_eps
-        self.attn_norm = parts.norm(weights[f"{prefix}.attn_norm.weight"], eps)
-        self.attention = parts.attention(config, weights, layer)
-        self.ffn_norm = parts.norm(weights[f"{prefix}.ffn_norm.weight"], eps)
-        self.feed_forward: Any  # MoE, or the part's MLP
-        if layer < config.n_dense_layers:
-            self.feed_forward = parts.mlp(_bank(weights, prefix, ""))
-        else:
-            self.feed_forward = MoE(config, weights, layer, parts)
-
-    def __call__(self, hidden: Hidden, cache: KVCache) -> Hidden:
-        """The tokens behind the committed ones, one layer on; `hidden.x` is updated in place."""
-        x, add = hidden
-        attended = self.attention(self.attn_norm(x, add), x, cache)
-        return Hidden(x, self.feed_forward(self.ffn_norm(x, attended), x))
-
-
-class Transformer:
-    """The whole model: token ids in, logits out. `parts` decides where it runs."""
-
-    def __init__(
-        self, config: ModelConfig, weights: Weights, context: int, parts: Parts | None = None
-    ) -> None:
-        self.config = config
-        self.parts: Parts = CpuParts(config, context) if parts is None else parts
-        self.token_embd = Embedding(weights["token_embd.weight"])
-        self.blk = [Block(config, weights, i, self.parts) for i in range(config.n_layers)]
-        self.output_norm = self.parts.norm(weights["output_norm.weight"], config.rms_norm_eps)
-        tied = "output.weight" not in weights
-        self.output = self.parts.linear(weights["token_embd.weight" if tied else "output.weight"])
-
-    def new_cache(self, context: int) -> KVCache:
-        """An empty cache for `context` tokens."""
-        return self.parts.new_cache(context)
-
-    def layers(self, ids: list[int], cache: KVCache) -> Iterator[Hidden]:
-        """Run `ids`, the tokens behind the committed ones, through the blocks: yields after each.
-
-        Nothing is committed here.
-        """
-        with torch.inference_mode():
-            hidden = Hidden(self.parts.hidden(self.token_embd(ids), cache))
-        for block in self.blk:
-            with torch.inference_mode():
-                hidden = block(hidden, cache)
-            yield hidden
-
-    def head(self, hidden: Hidden, last: int = 0) -> torch.Tensor:
-        """Behind the last block: logits float32 `[T, vocab]`, or of only the `last` tokens."""
-        with torch.inference_mode():
-            add = None if hidden.add is None else hidden.add[-last:]
-            return self.output(self.output_norm(hidden.x[-last:], add))

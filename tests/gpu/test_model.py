@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from localr1.models.deepseek import Transformer
 from localr1.models.gpu import GpuParts
 from localr1.models.source import open_source, read_config
+from localr1.models.transformer import Transformer
 from tests import toy
 from tests.gpu.conftest import HAS_GPU
 

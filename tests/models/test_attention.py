@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from localr1.models import attention
-from localr1.models.deepseek import Transformer
 from localr1.models.source import open_source, read_config
+from localr1.models.transformer import Transformer
 from tests import toy
 
 
