@@ -2,7 +2,8 @@
 
 Weights are placed in steps: the attention of a layer, its shared experts, the head, a dense FFN,
 the routed experts of a layer; lower layers first. The GPU gets the first so many steps, RAM the
-next ones, the disk what is left. Of all such cuts that keep the budgets the quickest is taken, so a
+next ones, the disk what is left. A GPU gets all attention, shared experts and the head, or nothing:
+that is what the engine can run. Of all such cuts that keep the budgets the quickest is taken, so a
 bigger budget only adds choices. The context shrinks before anything goes to the disk. Not here:
 doing it (localr1.engine.load), or where the facts come from.
 """
@@ -149,13 +150,18 @@ class _Problem:
     def best(self, context: int) -> _Cut | None:
         """The quickest cut for this context, those that fit first; None where none works."""
         found: list[tuple[bool, float, _Cut]] = []
-        for gpu in range(len(self.steps) + 1 if self.gpu else 1):
+        for gpu in self._gpu_cuts():
             if gpu and self._gpu_need(gpu, context) > self._gpu_room():
                 break
             cut = self._cut(gpu, context)
             if cut is not None:
                 found.append((cut.fits, self._predict(cut).decode_tps, cut))
         return max(found, key=lambda row: row[:2])[2] if found else None
+
+    def _gpu_cuts(self) -> list[int]:
+        """How many steps a GPU may get: none, or all but some FFNs."""
+        least = sum(step.kind not in (Kind.DENSE, Kind.ROUTED) for step in self.steps)
+        return [0, *range(least, len(self.steps) + 1)] if self.gpu else [0]
 
     def longest(self, context: int, good: Callable[[_Cut | None], bool]) -> int | None:
         """The longest context below `context` whose best cut is `good`; None if none is."""
