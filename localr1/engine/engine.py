@@ -1,33 +1,24 @@
 """The loop: read a prompt, then one token after the other. Token ids in, token ids out.
 
-The engine knows nothing of text, templates or thinking. It keeps the ids whose latents lie in the
-cache, so that a prompt which begins like the last one is read from where the two part.
+The engine knows nothing of text, templates or thinking, nor how logits are computed (runner.py).
+It keeps the ids of the tokens in the cache, so that a prompt which begins like the last one is read
+from where the two part.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-import cpu_experts
+from localr1.engine.runner import Runner
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import BadFile, ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
-from localr1.models.attention import is_small
-from localr1.models.kv_cache import KVCache
-from localr1.models.transformer import Transformer
 from offload.placement import Placement
 
-if TYPE_CHECKING:  # a machine without a GPU needs no Triton
-    from localr1.engine.graph import DecodeGraph
-
-_SUPER_CHUNK = (
-    32_768  # tokens that pass through one layer before the next: design of layer-major prefill
-)
 _MIN_PROGRESS = 64  # shorter prompts are read before a person could see a bar
 
 
@@ -35,19 +26,13 @@ class Engine:
     """One model, one cache, one conversation at a time."""
 
     def __init__(
-        self,
-        model: Transformer,
-        stop_ids: frozenset[int],
-        context: int,
-        placement: Placement | None = None,
-        graph: Callable[[KVCache], DecodeGraph] | None = None,
+        self, runner: Runner, stop_ids: frozenset[int], placement: Placement | None = None
     ) -> None:
-        self.model = model
+        self.runner = runner
         self.placement = placement  # the plan that the model was loaded by
         self.stop_ids = stop_ids
-        self.max_context = context
-        self.cache = model.new_cache(context)
-        self.graph = graph(self.cache) if graph else None  # one token as one CUDA graph
+        self.cache = runner.cache
+        self.max_context = runner.cache.max_length
         self.ids: list[int] = []  # the tokens in the cache
         self.stats = GenerationStats()
         self.finish_reason: FinishReason = "stop"
@@ -62,39 +47,31 @@ class Engine:
         return _common_prefix(self.ids, ids)
 
     def prefill(self, ids: Sequence[int]) -> Iterator[Progress | torch.Tensor]:
-        """Read a prompt: yields progress after each layer, last the logits `[1, vocab]` behind it.
+        """Read a prompt: yields progress on the way, last the logits `[1, vocab]` behind it.
 
         The longest common prefix with what the cache holds is kept; at least one token is read.
-        Each super-chunk is committed when all layers have read it: a closed iterator loses at most
-        that.
+        The runner's chunks are committed one by one: a closed iterator loses at most one of them.
         """
         self._check(ids)
-        torch.set_num_threads(cpu_experts.get_threads())
         self._truncate(min(self.known(ids), len(ids) - 1))
-        start, n_layers = self.position, len(self.model.blk)
+        start = self.position
         while self.position < len(ids):
-            chunk = list(ids[self.position : self.position + _SUPER_CHUNK])
+            chunk = list(ids[self.position : self.position + self.runner.chunk])
             done = self.position - start
-            for layer, state in enumerate(self.model.layers(chunk, self.cache)):
-                hidden = state
-                if len(ids) - start >= _MIN_PROGRESS:
-                    read = done + len(chunk) * (layer + 1) // n_layers
+            for item in self.runner.read(chunk):
+                if isinstance(item, torch.Tensor):
+                    logits = item
+                elif len(ids) - start >= _MIN_PROGRESS:
+                    read = done + round(len(chunk) * item)
                     yield Progress("Reading the prompt", read, len(ids) - start, "tokens")
             self._commit(chunk)
-        yield self.model.head(hidden, last=1)
+        yield logits
 
     def step(self, token: int) -> torch.Tensor:
         """Append one token to the cache; the logits `[1, vocab]` behind it."""
         if self.position >= self.max_context:
             raise self._full(self.position + 1)
-        # torch's barriers cost milliseconds on a busy machine: only where there is work for them.
-        small = is_small(self.model.config, self.position)
-        torch.set_num_threads(1 if small else cpu_experts.get_threads())
-        if self.graph is not None:
-            logits = self.graph.step(token)
-        else:
-            *_, hidden = self.model.layers([token], self.cache)
-            logits = self.model.head(hidden)
+        logits = self.runner.step(token)
         self._commit([token])
         return logits
 
@@ -148,15 +125,12 @@ class Engine:
             raise self._full(len(ids))
         self._check_vocabulary(ids)
         self._truncate(0)
-        out = []
-        for begin in range(0, len(ids), _SUPER_CHUNK):
-            chunk = list(ids[begin : begin + _SUPER_CHUNK])
-            *_, hidden = self.model.layers(chunk, self.cache)
+        out = np.empty((len(ids), self.runner.vocab_size), np.float32)
+        for begin in range(0, len(ids), self.runner.chunk):
+            chunk = list(ids[begin : begin + self.runner.chunk])
+            out[begin : begin + len(chunk)] = _finite(self.runner.logits(chunk))
             self._commit(chunk)
-            out.append(_finite(self.model.head(hidden)))
-        return (
-            np.concatenate(out) if out else np.empty((0, self.model.config.vocab_size), np.float32)
-        )
+        return out
 
     def _check(self, ids: Sequence[int]) -> None:
         if len(ids) >= self.max_context:
@@ -166,7 +140,7 @@ class Engine:
         self._check_vocabulary(ids)
 
     def _check_vocabulary(self, ids: Sequence[int]) -> None:
-        size = self.model.config.vocab_size
+        size = self.runner.vocab_size
         if ids and not 0 <= min(ids) <= max(ids) < size:
             raise LocalR1Error(f"a token id lies outside the vocabulary of {size}", "")
 

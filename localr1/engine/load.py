@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import cpu_experts
 from localr1.engine.engine import Engine
+from localr1.engine.runner import TransformerRunner
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models import compiled, inventory
@@ -49,7 +50,7 @@ def load_engine(
     cpu_experts.set_threads(threads)
     _compile(formats, report)
     model = Transformer(config, source, found.context)
-    return Engine(model, stop_ids, found.context, found)
+    return Engine(TransformerRunner(model, found.context), stop_ids, found)
 
 
 def _compile(formats: set[str], report: Report) -> None:
