@@ -1,9 +1,10 @@
 """The model's cache of a conversation in a file, so that resuming it re-reads nothing.
 
-Rows of tokens lie one after the other in one file; an index beside it says which tokens, in pieces
-with a checksum each. The index is replaced as a whole and only after the rows it speaks of are
-there, so a killed process leaves the last good state. A talk that went on appends its new tokens.
-Plain bytes: zlib makes R1's rows a quarter smaller and reading them ten times slower.
+Pieces of tokens lie one after the other in one file, in the cache's own form; an index beside it
+says which tokens, with each piece's checksum and end. The index is replaced as a whole and only
+after the rows it speaks of are there, so a killed process leaves the last good state. A talk that
+went on appends its new tokens. Plain bytes: zlib makes R1's rows a quarter smaller and reading them
+ten times slower.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from localr1.chat.archive import index_file
 from localr1.chat.files import write_atomically
 
 if TYPE_CHECKING:
-    from localr1.models.kv_cache import KVCache
+    from localr1.engine.runner import Cache
     from localr1.models.template import ChatTemplate
 
 _PIECE = 256  # tokens; what is lost at most when saving is interrupted
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+
+_Piece = tuple[int, int, int]  # tokens, CRC-32, where the piece ends in the file
 
 
 class CachingEngine(Protocol):
@@ -35,7 +38,7 @@ class CachingEngine(Protocol):
     @property
     def ids(self) -> list[int]: ...
     @property
-    def cache(self) -> KVCache: ...
+    def cache(self) -> Cache: ...
     @property
     def max_context(self) -> int: ...
     def known(self, ids: Sequence[int]) -> int: ...
@@ -92,7 +95,7 @@ def save(
     An abandoned iterator leaves the state before it. Raises OSError.
     """
     pieces = _reusable(rows, ids, mark)
-    begin = sum(length for length, _ in pieces)
+    begin = sum(piece[0] for piece in pieces)
     if begin == len(ids):
         return
     if rows.exists():  # from here on the index must not speak of rows that are written anew
@@ -100,10 +103,11 @@ def save(
     cache = engine.cache
     handle = os.open(rows, os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(handle, "r+b") as file:
-        file.seek(begin * cache.token_nbytes)
+        file.seek(pieces[-1][2] if pieces else 0)
         while begin < len(ids):
             end = min(begin + _PIECE, len(ids))
-            pieces.append((end - begin, cache.save(file, begin, end)))
+            crc = cache.save(file, begin, end)
+            pieces.append((end - begin, crc, file.tell()))
             begin = end
             yield
         file.truncate()
@@ -119,7 +123,7 @@ def restore(rows: Path, engine: CachingEngine, mark: dict[str, str]) -> str:
     """
     try:
         index = json.loads(index_file(rows).read_bytes())
-        ids, pieces = list(index["ids"]), [(int(n), int(crc)) for n, crc in index["pieces"]]
+        ids, pieces = list(index["ids"]), [(int(n), int(crc)) for n, crc, _ in index["pieces"]]
         if min((n for n, _ in pieces), default=0) < 1 or sum(n for n, _ in pieces) != len(ids):
             raise ValueError("pieces")
         differs = [name for name in mark if index["mark"].get(name) != mark[name]]
@@ -145,18 +149,19 @@ def restore(rows: Path, engine: CachingEngine, mark: dict[str, str]) -> str:
     return ""
 
 
-def _reusable(rows: Path, ids: Sequence[int], mark: dict[str, str]) -> list[tuple[int, int]]:
+def _reusable(rows: Path, ids: Sequence[int], mark: dict[str, str]) -> list[_Piece]:
     """The pieces in the file that are a beginning of `ids`."""
     try:
         index = json.loads(index_file(rows).read_bytes())
         if index["mark"] != mark:
             return []
-        kept, begin = [], 0
-        for length, crc in index["pieces"]:
+        kept: list[_Piece] = []
+        begin = 0
+        for length, crc, place in index["pieces"]:
             end = begin + length
             if list(ids[begin:end]) != index["ids"][begin:end]:
                 break
-            kept.append((int(length), int(crc)))
+            kept.append((int(length), int(crc), int(place)))
             begin = end
         return kept
     except (OSError, ValueError, TypeError, KeyError):
@@ -164,7 +169,7 @@ def _reusable(rows: Path, ids: Sequence[int], mark: dict[str, str]) -> list[tupl
 
 
 def _write_index(
-    rows: Path, ids: Sequence[int], pieces: list[tuple[int, int]], mark: dict[str, str]
+    rows: Path, ids: Sequence[int], pieces: list[_Piece], mark: dict[str, str]
 ) -> None:
     index: dict[str, Any] = {"mark": mark, "ids": list(ids), "pieces": pieces}
     write_atomically(index_file(rows), json.dumps(index), 0o600)

@@ -180,7 +180,7 @@ def test_the_mark_tells_weights_apart(llm: localr1.LLM, tmp_path: Path) -> None:
         lambda rows, index: rows.unlink(),
         lambda rows, index: index.write_text("{"),
         lambda rows, index: index.write_text("[]"),
-        lambda rows, index: index.write_text('{"mark": {}, "ids": [1], "pieces": [[-1, 0]]}'),
+        lambda rows, index: index.write_text('{"mark": {}, "ids": [1], "pieces": [[-1, 0, 0]]}'),
         lambda rows, index: index.unlink(),
     ],
 )
