@@ -1,8 +1,9 @@
 """One token on the GPU as one CUDA graph: Python starts it and waits, nothing in between.
 
-The graph holds every kernel of every layer, the questions to the routed experts and the waits for
+The graph holds every kernel of every layer, the questions to the experts in RAM and the waits for
 their answers (localr1.gpu.mailbox). What differs from token to token, the embedding and the
-position, lies in memory that is written before it starts.
+position, lies in memory that is written before it starts. Its eager twin is `Transformer.layers`,
+which asks by copies: the oracle, and what is left where the mailbox does not work.
 """
 
 from __future__ import annotations
@@ -16,65 +17,85 @@ from localr1.models.transformer import Hidden, Transformer
 
 
 class DecodeGraph:
-    """`step(token)` for a model whose parts are the GPU's, over one cache."""
+    """`step(token)` for a model whose parts are the GPU's, over one cache.
+
+    Raises LocalR1Error where the mailbox fails its first token.
+    """
 
     def __init__(self, model: Transformer, parts: GpuParts, cache: KVCache) -> None:
         self.model, self.parts, self.cache = model, parts, cache
         c = model.config
         self._rows = torch.empty(1, c.hidden_size, pin_memory=True)
         self._x = torch.empty(1, c.hidden_size, device=parts.device)
-        self._logits = torch.empty(1, c.vocab_size, pin_memory=True)
+        self._logits = torch.empty(1, c.vocab_size, device=parts.device)
         self._state = torch.zeros(2, dtype=torch.int64, pin_memory=True)
-        self._box = parts.open_mailbox()
+        self._handoff = parts.stage.open_mailbox() if any(parts.stage.banks) else None
         self._graph = torch.cuda.CUDAGraph()
         self._done = torch.cuda.Event(blocking=True)
-        self._capture()
+        try:
+            self._capture()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            parts.stage.handoff = None  # outside the graph, copies ask
+        self.rest()
 
     def _capture(self) -> None:
         """Run once, so that every kernel is loaded, then record."""
         stream = torch.cuda.Stream()
+        self.parts.stage.handoff = self._handoff
         with torch.inference_mode(), torch.cuda.stream(stream):
-            self._rows.copy_(self.model.token_embd([0]))
-            self.parts.position.fill_(self.cache.length)
+            self._prepare(0)
             self._body()
         stream.synchronize()
+        self._check()
         with torch.inference_mode(), torch.cuda.graph(self._graph, stream=stream):
             self._body()
+
+    def _prepare(self, token: int) -> None:
+        self._rows.copy_(self.model.token_embd([token]))
+        self.parts.position.fill_(self.cache.length)
 
     def _body(self) -> None:
         self._x.copy_(self._rows, non_blocking=True)
         hidden = Hidden(self._x)
         for block in self.model.blk:
             hidden = block(hidden, self.cache)
-        self._logits.copy_(self.model.head(hidden), non_blocking=True)
-        handoff = self.parts.handoff
-        assert handoff is not None
-        self._state.copy_(handoff.state, non_blocking=True)
+        self._logits.copy_(self.model.head(hidden))
+        if self._handoff is not None:
+            self._state.copy_(self._handoff.state, non_blocking=True)
 
     @torch.inference_mode()
     def step(self, token: int) -> torch.Tensor:
-        """Run one token behind the committed ones, without committing it: logits `[1, vocab]`.
+        """Run one token behind the committed ones, without committing it: logits `[1, vocab]` on
+        the GPU, which the next step overwrites.
 
         Raises LocalR1Error where the experts did not answer; the token can be run again.
         """
-        self._rows.copy_(self.model.token_embd([token]))
-        self.parts.position.fill_(self.cache.length)
-        self._box.resume()
+        self._prepare(token)
+        if self._handoff is not None:
+            self._handoff.box.resume()
         self._graph.replay()
         self._done.record()
         self._done.synchronize()
-        handoff = self.parts.handoff
-        if handoff is not None and int(self._state[1]):
-            problem = handoff.failure()
-            handoff.reset()
-            raise LocalR1Error(f"a token failed: {problem}", "ask again; --debug tells more")
+        self._check()
         return self._logits
+
+    def _check(self) -> None:
+        if self._handoff is None or not int(self._state[1]):
+            return
+        problem = self._handoff.failure()
+        self._handoff.reset()
+        self._state.zero_()
+        raise LocalR1Error(f"a token failed: {problem}", "ask again; --debug tells more")
 
     def rest(self) -> None:
         """No token will come for a while: the CPU's threads may sleep."""
-        self._box.rest()
+        if self._handoff is not None:
+            self._handoff.box.rest()
 
     def close(self) -> None:
         """End the thread that answers the GPU."""
-        self._box.stop()
-        self.parts.handoff = None
+        if self._handoff is not None:
+            self._handoff.box.stop()

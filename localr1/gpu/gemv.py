@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def gemv_kernel(
-    x, data, scales, add, out, n_blocks, n_tokens, rows, cols,
+    x, data, scales, ids, add, out, n_blocks, n_tokens, rows, cols,
     x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, DEQUANTISE: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr,
     HALVES: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, TERMS: tl.constexpr,
@@ -21,6 +21,8 @@ def gemv_kernel(
     REPEAT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Matrix `program_id(1)` of a stack, `REPEAT * ROWS` of its rows, up to TOKENS tokens.
+
+    With `ids`, that is only the place in x and out; the matrix is the one that `ids` has there.
 
     Strides of x are in units of 8 values, so that the compiler knows them aligned.
     GATED: matrices 0 and 1 of the stack are gate and up, and out is silu(gate . x) * (up . x).
@@ -33,6 +35,7 @@ def gemv_kernel(
     n_chunks = blocks * CHUNKS
     tiles = tl.cdiv(rows, 128) * tl.cdiv(cols, 128)
     x += matrix * (x_matrix * 8)
+    chosen = matrix if ids is None else tl.load(ids + matrix).to(tl.int64)
     n_blocks = n_blocks.to(tl.int64)
     down = tl.expand_dims(tl.arange(0, ROWS), 1)
     lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 16), 0), 0)
@@ -46,7 +49,7 @@ def gemv_kernel(
         parts = ()
         for i in tl.static_range(N):
             row = tl.minimum(first_row + i % REPEAT * ROWS + down, rows - 1)
-            source = matrix + i // REPEAT
+            source = chosen + i // REPEAT
             block = (source * rows + row) * blocks + c // CHUNKS
             own = scales if scales is None else scales + source * tiles
             parts = parts + (LOAD(data, own, n_blocks, block, row, c, lane, cols),)

@@ -27,9 +27,10 @@ def linear(
     w: GpuWeight,
     out: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
+    ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`gemv` for up to 8 tokens, `matmul` for more."""
-    return (gemv if len(x) <= FEW else matmul)(x, w, out, add)
+    return (gemv if len(x) <= FEW else matmul)(x, w, out, add, ids)
 
 
 def gemv(
@@ -37,15 +38,17 @@ def gemv(
     w: GpuWeight,
     out: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
+    ids: torch.Tensor | None = None,
     tile: GemvTile | None = None,
 ) -> torch.Tensor:
     """x [T, cols] -> out [T, rows], T from 1 to 8; a stack's x is [T, n, cols], out [T, n, rows].
 
+    `ids` int32 [k] are the matrices of a stack to take, in that order: x is then [T, k, cols].
+
     x is float32 or bf16, out either (float32 where it is made here); both may be parts of larger
     tensors. `add`, shaped and strided like `out` (and maybe `out` itself), is added to it.
     """
-    stacked = len(w.shape) == 3
-    return _gemv(x, w, out, add, tile, w.shape[0] if stacked else 1, w.shape[-2:], False)
+    return _gemv(x, w, out, add, ids, tile, _matrices(w, ids), w.shape[-2:], False)
 
 
 def gated_gemv(
@@ -57,7 +60,7 @@ def gated_gemv(
     """silu(gate . x) * (up . x): x [T, cols] -> out [T, rows]; w (2, rows, cols) is gate and up."""
     if len(w.shape) != 3 or w.shape[0] != 2:
         raise ValueError(f"gate and up are a stack of 2, not {w.shape}")
-    return _gemv(x, w, out, None, tile, 1, w.shape[-2:], True)
+    return _gemv(x, w, out, None, None, tile, 1, w.shape[-2:], True)
 
 
 def matmul(
@@ -65,15 +68,16 @@ def matmul(
     w: GpuWeight,
     out: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
+    ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `gemv`, for any number of tokens."""
-    n, (rows, cols) = (w.shape[0] if len(w.shape) == 3 else 1), w.shape[-2:]
+    n, (rows, cols) = _matrices(w, ids), w.shape[-2:]
     x, out, strides = _prepared(x, w, out, add, n, rows, cols)
     n_tokens = len(x)
     tile = matmul_tile(_architecture(x), w.format, n_tokens)
     launch(
         matmul_kernel, (-(-n_tokens // tile.tokens), -(-rows // tile.rows), n),
-        x, w.data, w.scales, add, out, w.n_blocks, n_tokens, rows, cols, *strides,
+        x, w.data, w.scales, ids, add, out, w.n_blocks, n_tokens, rows, cols, *strides,
         num_warps=tile.num_warps, num_stages=tile.num_stages, FLOAT_DOT=not x.is_cuda,
         **tile.constants(w.format),
     )  # fmt: skip
@@ -97,6 +101,7 @@ def _gemv(
     w: GpuWeight,
     out: torch.Tensor | None,
     add: torch.Tensor | None,
+    ids: torch.Tensor | None,
     tile: GemvTile | None,
     n: int,
     shape: tuple[int, ...],
@@ -110,10 +115,17 @@ def _gemv(
         tile = gemv_tile(_architecture(x), w.format, n * rows, cols, len(x), gated)
     launch(
         gemv_kernel, (-(-rows // (tile.repeat * tile.rows)), n),
-        x, w.data, w.scales, add, out, w.n_blocks, len(x), rows, cols, *strides,
+        x, w.data, w.scales, ids, add, out, w.n_blocks, len(x), rows, cols, *strides,
         num_warps=tile.num_warps, **tile.constants(w.format, len(x), gated),
     )  # fmt: skip
     return out
+
+
+def _matrices(w: GpuWeight, ids: torch.Tensor | None) -> int:
+    """How many matrices x meets."""
+    if ids is not None:
+        return len(ids)
+    return w.shape[0] if len(w.shape) == 3 else 1
 
 
 def _prepared(

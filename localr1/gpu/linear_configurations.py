@@ -45,6 +45,23 @@ def configurations(
             yield _expansion(name, out)
 
 
+def chosen(arch: int, sizes: Sizes, formats: Iterable[str]) -> Iterator[Configuration]:
+    """Products with routed experts: the matrices of a stack that `ids` names."""
+    inter, hidden = sizes.moe_intermediate_size, sizes.hidden_size
+    kinds = "*fp32", "*fp32", None, "*i32"
+    for name in formats:
+        tiles = {
+            (gemv_tile(arch, name, k * rows, cols, n), n)
+            for rows, cols in ((inter, hidden), (hidden, inter))
+            for k, n in ((1, 1), (1, 2), (1, 4), (1, 8), (sizes.n_experts_per_tok, 1))
+            if cols % GPU_FORMATS[name].block_values == 0
+        }
+        for tile, n in sorted(tiles, key=str):
+            yield gemv_configuration(name, tile, n, False, *kinds)
+        for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
+            yield _matmul(name, large, *kinds)
+
+
 def representative(arch: int) -> Iterator[Configuration]:
     """What CI compiles of all that: each kernel for each format for sm_86, three formats elsewhere.
 
@@ -94,17 +111,26 @@ def _gemv_tiles(arch: int, sizes: Sizes, name: str, n: int) -> set[tuple[GemvTil
 
 
 def gemv_configuration(
-    name: str, tile: GemvTile, n: int, gated: bool, x: str, out: str, add: str | None
+    name: str,
+    tile: GemvTile,
+    n: int,
+    gated: bool,
+    x: str,
+    out: str,
+    add: str | None,
+    ids: str | None = None,
 ) -> Configuration:
-    """`gemv_kernel` for `n` tokens of kind `x`, with pointers of the kinds `out` and `add`."""
+    """`gemv_kernel` for `n` tokens of kind `x`, with pointers of the kinds `out`, `add`, `ids`."""
     own = tile.constants(name, n, gated)
-    return _configuration(gemv_kernel, name, own, x, out, add, tile.num_warps, 2)
+    return _configuration(gemv_kernel, name, own, x, out, add, ids, tile.num_warps, 2)
 
 
-def _matmul(name: str, tile: MatmulTile, x: str, out: str, add: str | None) -> Configuration:
+def _matmul(
+    name: str, tile: MatmulTile, x: str, out: str, add: str | None, ids: str | None = None
+) -> Configuration:
     own = tile.constants(name) | {"FLOAT_DOT": False}
     warps = tile.num_warps, tile.num_stages
-    return _configuration(matmul_kernel, name, own, x, out, add, *warps)
+    return _configuration(matmul_kernel, name, own, x, out, add, ids, *warps)
 
 
 def _expansion(name: str, out: str) -> Configuration:
@@ -114,13 +140,21 @@ def _expansion(name: str, out: str) -> Configuration:
 
 
 def _configuration(
-    fn: Any, name: str, constants: dict[str, Any], x: Any, out: Any, add: Any, *options: int
+    fn: Any,
+    name: str,
+    constants: dict[str, Any],
+    x: Any,
+    out: Any,
+    add: str | None,
+    ids: str | None,
+    *options: int,
 ) -> Configuration:
     signature = {"x": x, "data": "*u8", "out": out, **dict.fromkeys(_COUNTS, "i32")}
-    if add:
-        signature["add"] = add
-    else:
-        constants = constants | {"add": None}
+    for pointer, kind in (("add", add), ("ids", ids)):
+        if kind:
+            signature[pointer] = kind
+        else:
+            constants = constants | {pointer: None}
     return Configuration(fn, *_with_scales(name, signature, constants), *options)
 
 

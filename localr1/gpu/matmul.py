@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def matmul_kernel(
-    x, data, scales, add, out, n_blocks, n_tokens, rows, cols,
+    x, data, scales, ids, add, out, n_blocks, n_tokens, rows, cols,
     x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, DEQUANTISE: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr,
     HALVES: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, TERMS: tl.constexpr,
@@ -22,19 +22,21 @@ def matmul_kernel(
 ):  # fmt: skip
     """ROWS rows of matrix `program_id(2)`, TOKENS tokens; WIDTH chunks of each row at a time.
 
-    Strides of x are in units of 8 values. FLOAT_DOT is for Triton's interpreter, which multiplies
-    no bf16: the same values, rounded to bf16, are multiplied as float32.
+    With `ids`, `program_id(2)` is only the place in x and out; the matrix is the one that `ids` has
+    there. Strides of x are in units of 8 values. FLOAT_DOT is for Triton's interpreter, which
+    multiplies no bf16: the same values, rounded to bf16, are multiplied as float32.
     """
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     first_row = tl.program_id(1) * ROWS
     matrix = tl.program_id(2).to(tl.int64)
     blocks = cols // (16 * GROUPS * CHUNKS)
     n_chunks = blocks * CHUNKS
+    chosen = matrix if ids is None else tl.load(ids + matrix).to(tl.int64)
     if scales is not None:
-        scales += matrix * (tl.cdiv(rows, 128) * tl.cdiv(cols, 128))
+        scales += chosen * (tl.cdiv(rows, 128) * tl.cdiv(cols, 128))
     kind = tl.float32 if PRECISE else tl.bfloat16
     row = tl.minimum(first_row + tl.expand_dims(tl.arange(0, ROWS), 1), rows - 1)
-    first_block = (matrix * rows + row) * blocks
+    first_block = (chosen * rows + row) * blocks
     lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 16), 0), 0)
     value = tl.arange(0, WIDTH * 16)
     x += matrix * (x_matrix * 8)

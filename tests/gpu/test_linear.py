@@ -102,6 +102,18 @@ def test_stacks(device: str, name: str, rows: int, cols: int) -> None:
     assert error(matmul(x.to(device), w), reference) < BF16
 
 
+@pytest.mark.parametrize(("name", "cols"), [("Q4_K", 256), ("FP8_E4M3", 160)])
+def test_chosen_matrices_of_a_stack(device: str, name: str, cols: int) -> None:
+    """An expert's weights are found by its number in memory."""
+    w, expected = weights(name, (5, 130, cols), device)
+    ids = torch.tensor([3, 0], dtype=torch.int32)
+    x = torch.randn(9, 2, cols)
+    reference = torch.einsum("thc,hrc->thr", x.double(), expected[ids.long()])
+    for n_tokens, most in ((1, FLOAT32), (9, BF16)):
+        out = linear(x[:n_tokens].to(device), w, ids=ids.to(device))
+        assert error(out, reference[:n_tokens]) < most
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_matmul(device: str, name: str) -> None:
     cols = 512 if GPU_FORMATS[name].block_values == 256 else 160

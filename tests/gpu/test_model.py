@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from localr1.models.gpu import GpuParts
-from localr1.models.source import open_source, read_config
+from localr1.models.source import Source, open_source, read_config
 from localr1.models.transformer import Transformer
 from tests import toy
 from tests.gpu.conftest import HAS_GPU
@@ -19,18 +19,23 @@ CONTEXT = 64
 IDS = [(7 * i * i + 3 * i) % 256 for i in range(12)]
 
 
+PLACES = {
+    "experts in RAM": lambda name: "_exps." not in name,
+    "all on the GPU": lambda name: True,
+    "all FFNs in RAM": lambda name: "_exps." not in name and ".ffn_up." not in name,
+}
+
+
 @pytest.fixture(scope="module", params=["kv_b", "k_b+v_b"] if HAS_GPU else ["k_b+v_b"])
-def models(request, tmp_path_factory) -> tuple[Transformer, Transformer]:
-    """The same toy on both devices."""
+def source(request, tmp_path_factory) -> Source:
+    """A toy with one dense layer and one of experts."""
     folder = toy.hf_folder(tmp_path_factory.mktemp("hf"), toy.config(num_hidden_layers=2))
-    source = open_source(toy.gguf(folder, folder / "toy.gguf", layout=request.param))
-    config = read_config(source)
-    parts = GpuParts(config, CONTEXT, DEVICE)
-    return Transformer(config, source, CONTEXT), Transformer(config, source, CONTEXT, parts)
+    return open_source(toy.gguf(folder, folder / "toy.gguf", layout=request.param))
 
 
-def logits(model: Transformer, pieces: list[list[int]]) -> torch.Tensor:
+def logits(source: Source, parts: GpuParts | None, pieces: list[list[int]]) -> torch.Tensor:
     """Behind every token, read in these pieces."""
+    model = Transformer(read_config(source), source, CONTEXT, parts)
     cache, out = model.new_cache(CONTEXT), []
     for ids in pieces:
         *_, hidden = model.layers(ids, cache)
@@ -39,7 +44,9 @@ def logits(model: Transformer, pieces: list[list[int]]) -> torch.Tensor:
     return torch.cat(out)
 
 
-def test_logits_are_the_cpus(models: tuple[Transformer, Transformer]) -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_logits_are_the_cpus(source: Source, place: str) -> None:
     pieces = [IDS[:9], IDS[9:10], IDS[10:12]]  # a prompt, one token, two tokens
-    on_cpu, on_gpu = (logits(model, pieces) for model in models)
+    parts = GpuParts(read_config(source), CONTEXT, DEVICE, PLACES[place])
+    on_cpu, on_gpu = logits(source, None, pieces), logits(source, parts, pieces)
     assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 2e-2  # int8 there, bf16 here

@@ -1,0 +1,195 @@
+"""Routed experts of a model on the GPU: in RAM, asked from there, or in the GPU's own memory.
+
+Those in RAM are asked through the mailbox while a graph is recorded (localr1.engine.graph), so that
+no Python runs between the GPU and them; else activations are copied to RAM and answers back. A
+dense FFN in RAM goes the same way.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from cpu_experts import ExpertBank, moe_forward
+from cpu_experts.mailbox import Mailbox
+from localr1.gpu.activation import swiglu
+from localr1.gpu.linear import gemv, linear
+from localr1.gpu.mailbox import Handoff, pinned
+from localr1.gpu.tiles import FEW
+from localr1.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from localr1.models.gpu import GpuParts
+
+_PIECE = 512  # tokens of a prompt at a time: R1's answers of 8 experts for them are 117 MB
+
+
+class Posted(NamedTuple):
+    """A question in the mailbox."""
+
+    handoff: Handoff
+    n_tokens: int
+
+    def wait(self) -> torch.Tensor:
+        self.handoff.wait()
+        return self.handoff.out[: self.n_tokens]
+
+
+class Copied(NamedTuple):
+    """A question whose copies to RAM are on their way: the CPU computes when it is waited for."""
+
+    bank: ExpertBank
+    question: tuple[torch.Tensor, ...]
+    answer: torch.Tensor
+    arrived: torch.cuda.Event | None
+    device: torch.device
+
+    def wait(self) -> torch.Tensor:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        moe_forward(*(part.numpy() for part in self.question), self.bank, self.answer.numpy())
+        return self.answer.to(self.device, non_blocking=True, copy=True)
+
+
+class Stage:
+    """The way from the GPU to the experts in RAM and back, one question at a time.
+
+    Through the mailbox of `handoff` where there is one, else through pinned memory that is as large
+    as the largest question so far. Work of one CUDA stream keeps its order, so what is written into
+    that memory next does not overtake what is still read from it.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.banks: list[ExpertBank | None] = [None] * config.n_layers
+        self.handoff: Handoff | None = None
+        self._memory: tuple[torch.Tensor, ...] = ()
+
+    def ask(
+        self, layer: int, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> Copied | Posted:
+        """See parts.Experts.start."""
+        if self.handoff is not None:
+            self.handoff.post(layer, normed, ids, weights)
+            return Posted(self.handoff, len(normed))
+        bank = self.banks[layer]
+        assert bank is not None
+        *copies, answer = self._part(normed, ids, weights)
+        for copy, part in zip(copies, (normed, ids, weights), strict=True):
+            copy.copy_(part, non_blocking=True)
+        arrived = torch.cuda.Event(blocking=True) if normed.is_cuda else None
+        if arrived is not None:
+            arrived.record()
+        return Copied(bank, tuple(copies), answer, arrived, self.device)
+
+    def _part(self, *question: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Memory for a question and its answer."""
+        n_tokens = len(question[0])
+        if not self._memory or len(self._memory[0]) < n_tokens:
+            self._memory = ()
+            pinned = self.device.type == "cuda"
+            self._memory = tuple(
+                torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
+                for part in (*question, question[0])
+            )
+        return tuple(memory[:n_tokens] for memory in self._memory)
+
+    def open_mailbox(self) -> Handoff:
+        """Start the thread that answers the GPU; `handoff` says when it is asked."""
+        c = self.config
+        memory = pinned(Mailbox.size(c.hidden_size, c.n_experts_per_tok, FEW))
+        box = Mailbox(self.banks, c.hidden_size, c.n_experts_per_tok, FEW, memory)
+        box.start()
+        return Handoff(box, self.device)
+
+
+class RamExperts:
+    """Routed experts in RAM."""
+
+    def __init__(self, stage: Stage, layer: int, bank: ExpertBank) -> None:
+        self.stage, self.layer = stage, layer
+        stage.banks[layer] = bank
+
+    def start(
+        self, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> Copied | Posted:
+        return self.stage.ask(self.layer, normed, ids, weights)
+
+
+class RamMLP:
+    """A dense FFN in RAM: a bank whose only expert every token takes."""
+
+    def __init__(self, stage: Stage, layer: int, bank: ExpertBank) -> None:
+        self.experts = RamExperts(stage, layer, bank)
+
+    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        width = self.experts.stage.config.n_experts_per_tok
+        choice = _only_expert(len(normed), width, normed.device)
+        return self.experts.start(normed, *choice).wait()
+
+
+@lru_cache(maxsize=4)
+def _only_expert(
+    n_tokens: int, width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and weights of tokens that all take expert 0, whole, and no other."""
+    ids = torch.full((n_tokens, width), -1, dtype=torch.int32, device=device)
+    ids[:, 0] = 0
+    return ids, torch.ones(n_tokens, width, device=device)
+
+
+class Computed(NamedTuple):
+    """An answer that the GPU has been told to compute."""
+
+    answer: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        return self.answer
+
+
+class VramExperts:
+    """Experts in the GPU's memory."""
+
+    def __init__(self, parts: GpuParts, bank: ExpertBank) -> None:
+        self.gate, self.up, self.down = map(parts.upload, (bank.gate, bank.up, bank.down))
+        # One number in 16 bytes: kernels want their pointers so far apart.
+        numbers = torch.arange(bank.n_experts, dtype=torch.int32).repeat_interleave(4)
+        self.numbers = numbers.to(parts.device).view(-1, 4)
+
+    def start(self, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> Computed:
+        if len(normed) <= FEW:
+            rows = zip(normed.split(1), ids.split(1), weights.split(1), strict=True)
+            return Computed(torch.cat([self._one(*row) for row in rows]))
+        answer = torch.empty_like(normed)
+        for first in range(0, len(normed), _PIECE):
+            piece = slice(first, first + _PIECE)
+            answer[piece] = self._many(normed[piece], ids[piece], weights[piece])
+        return Computed(answer)
+
+    def _one(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """One token through its experts, all at once: `[1, hidden]`."""
+        (chosen,) = ids.clone()  # at an address of its own, which kernels want
+        x = x.unsqueeze(1).expand(-1, len(chosen), -1)
+        gate, up = (gemv(x, weight, ids=chosen)[0] for weight in (self.gate, self.up))
+        return weights @ gemv(swiglu(gate, up)[None], self.down, ids=chosen)[0]
+
+    def _many(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Expert after expert, each with all its tokens: `[T, hidden]`."""
+        order = ids.flatten().argsort(stable=True)
+        counts = ids.flatten().bincount(minlength=len(self.numbers)).tolist()
+        sorted_x = x[order // ids.shape[1]]
+        answers = torch.empty_like(sorted_x)
+        first = 0
+        for expert, n_tokens in enumerate(counts):
+            piece = slice(first, first + n_tokens)
+            if n_tokens:
+                answers[order[piece]] = self._expert(self.numbers[expert, :1], sorted_x[piece])
+            first += n_tokens
+        return torch.bmm(weights.unsqueeze(1), answers.view(*ids.shape, -1)).squeeze(1)
+
+    def _expert(self, number: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        x = x.unsqueeze(1)
+        gate, up = (linear(x, weight, ids=number).squeeze(1) for weight in (self.gate, self.up))
+        return linear(swiglu(gate, up).unsqueeze(1), self.down, ids=number).squeeze(1)

@@ -1,0 +1,123 @@
+"""Latent attention on the GPU (attention.py): absorbed for few tokens, expanded for prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cpu_experts import QuantTensor
+from localr1.gpu import mla, mla_prefill
+from localr1.gpu.cache_rows import CacheRows
+from localr1.gpu.linear import expanded, gemv, linear
+from localr1.gpu.rope import rotate
+from localr1.gpu.tiles import FEW
+from localr1.models.attention import HeadProjections
+from localr1.models.kv_cache import KVCache
+from localr1.models.linear import Weights, float_tensor
+from localr1.models.rope import softmax_scale
+
+if TYPE_CHECKING:
+    from localr1.models.gpu import GpuParts
+
+PIECE = 2048  # tokens of a prompt that a part takes at a time: 300 MB in R1's dense layers
+
+
+class GpuMLA:
+    """One layer's attention."""
+
+    def __init__(self, parts: GpuParts, weights: Weights, layer: int) -> None:
+        c, prefix = parts.config, f"blk.{layer}"
+        self.parts, self.config, self.layer = parts, c, layer
+        first = "attn_q_a" if c.q_lora_rank else "attn_q"
+        inputs = [weights[f"{prefix}.{name}.weight"] for name in (first, "attn_kv_a_mqa")]
+        self.joined = inputs[0].format.name == inputs[1].format.name
+        self.inputs = [parts.upload(*inputs)] if self.joined else [*map(parts.upload, inputs)]
+        self.widths = [weight.rows for weight in inputs]
+        self.q_b = None
+        if c.q_lora_rank:
+            self.q_norm = parts.norm(weights[f"{prefix}.attn_q_a_norm.weight"], c.rms_norm_eps)
+            self.q_b = parts.upload(weights[f"{prefix}.attn_q_b.weight"])
+        norm = weights[f"{prefix}.attn_kv_a_norm.weight"]
+        self.kv_norm = float_tensor(norm).flatten().to(parts.device)
+        heads = HeadProjections(c, weights, prefix)
+        self.k = parts.upload(heads.k if heads.k_transposed else _transposed(heads.k))
+        self.v = parts.upload(heads.v)
+        self.output = parts.upload(weights[f"{prefix}.attn_output.weight"])
+        self.scale = softmax_scale(c.rope, c.qk_nope_head_dim + c.qk_rope_head_dim)
+
+    def __call__(self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache) -> None:
+        if len(normed) <= FEW:
+            queries, rotated = self._rotated(normed, cache, torch.float32)
+            values = self._absorbed(queries, rotated, cache)
+            linear(values.flatten(1), self.output, out=x, add=x)
+            return
+        for first in range(0, len(normed), PIECE):
+            piece, start = slice(first, first + PIECE), cache.length + first
+            self.parts.position.fill_(start)
+            queries, rotated = self._rotated(normed[piece], cache, torch.bfloat16)
+            values = self._expanded(queries, rotated, cache, start)
+            linear(values.flatten(1), self.output, out=x[piece], add=x[piece])
+
+    def _projected(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries `[T, heads * (nope + rope)]` and latents with their keys `[T, rank + rope]`."""
+        parts = [linear(normed, weight) for weight in self.inputs]
+        queries, kv = parts[0].split(self.widths, dim=-1) if self.joined else parts
+        if self.q_b is None:
+            return queries.contiguous(), kv
+        return linear(self.q_norm(queries), self.q_b), kv
+
+    def _rotated(
+        self, normed: torch.Tensor, cache: KVCache, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the cache's rows at the position; queries `[T, heads, nope]` in `dtype`, and
+        rotated ones `[T, heads, rope]` in bf16.
+        """
+        queries, kv = self._projected(normed)
+        c, device = self.config, queries.device
+        shape = len(queries), c.n_heads
+        q_nope = torch.empty(*shape, c.qk_nope_head_dim, dtype=dtype, device=device)
+        q_rope = torch.empty(*shape, c.qk_rope_head_dim, dtype=torch.bfloat16, device=device)
+        rotate(
+            queries, kv, self.kv_norm, c.rms_norm_eps, self.parts.turns, self.parts.position,
+            self._rows(cache), q_nope, q_rope,
+        )  # fmt: skip
+        return q_nope, q_rope
+
+    def _rows(self, cache: KVCache) -> CacheRows:
+        return CacheRows(cache.rows[self.layer])
+
+    def _absorbed(self, q_nope: torch.Tensor, q_rope: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """All heads over the latents: `[T, heads, v_head_dim]`."""
+        shape = (*q_nope.shape[:2], self.config.kv_lora_rank)
+        latent = torch.empty(shape, dtype=torch.bfloat16, device=q_nope.device)
+        gemv(q_nope, self.k, out=latent)
+        splits = mla.splits_for(shape[0] * shape[1], self.parts.multiprocessors)
+        attended = mla.attend(
+            latent, q_rope, self._rows(cache), self.parts.position, self.scale, self.parts.arch,
+            splits,
+        )  # fmt: skip
+        return gemv(attended, self.v)
+
+    def _expanded(
+        self, q_nope: torch.Tensor, q_rope: torch.Tensor, cache: KVCache, start: int
+    ) -> torch.Tensor:
+        """Each head over keys and values of its own: `[T, heads, v_head_dim]`."""
+        keys, values = expanded(self.k), expanded(self.v)  # [heads, rank, nope], [heads, v, rank]
+
+        def expand(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return (latent @ keys).transpose(0, 1), (latent @ values.mT).transpose(0, 1)
+
+        return mla_prefill.attend(
+            q_nope, q_rope, self._rows(cache), start, expand, self.config.v_head_dim,
+            self.scale, self.parts.arch,
+        )  # fmt: skip
+
+
+def _transposed(k: QuantTensor) -> QuantTensor:
+    """Keys `[heads, nope, rank]` of an old file the other way round, in float16.
+
+    Quantised blocks run along the rows: they cannot be turned without being undone.
+    """
+    turned = k.dequantize().transpose(0, 2, 1).astype("float16")
+    return QuantTensor("F16", turned.shape, (turned.copy().view("uint8"),))
