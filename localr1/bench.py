@@ -30,6 +30,7 @@ from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import LocalR1Error
 from localr1.llm import LLM
 from localr1.machine import cpu_name
+from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.source import Source, open_source
 from localr1.progress import ProgressLine
@@ -154,7 +155,7 @@ def _decode(llm: LLM, threads: int, limit: float | None) -> Row:
     return Row("decode", "decode", tokens, threads, value, "tokens/s", share)
 
 
-def bytes_per_token(weights: Source, config: ModelConfig) -> int:
+def bytes_per_token(weights: Source, config: Config) -> int:
     """Weight bytes that decoding one token reads (the cache of the conversation not counted)."""
     tied = "output.weight" not in weights
     return sum(
@@ -164,12 +165,12 @@ def bytes_per_token(weights: Source, config: ModelConfig) -> int:
     )
 
 
-def _bytes_read(name: str, nbytes: int, config: ModelConfig) -> int:
+def _bytes_read(name: str, nbytes: int, config: Config) -> int:
     """What one token needs of a tensor: all, the chosen experts, or nothing of an MTP layer."""
     layer = name.split(".")[1] if name.startswith("blk.") else "0"
     if int(layer) >= config.n_layers:
         return 0
-    if "_exps." in name:
+    if "_exps." in name and isinstance(config, ModelConfig):
         return nbytes * config.n_experts_per_tok // config.n_routed_experts
     return nbytes
 

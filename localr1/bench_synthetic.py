@@ -28,6 +28,7 @@ from localr1.errors import USAGE, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.machine import hardware
 from localr1.models import inventory
+from localr1.models.architecture import config_from_hf
 from localr1.models.config import ModelConfig
 from localr1.models.inventory import Inventory
 from localr1.models.quant_rules import DEFAULTS
@@ -89,7 +90,7 @@ def run(model: str, options: Options) -> dict[str, Any]:
 
 
 def _config(entry: registry.ModelEntry, options: Options) -> ModelConfig:
-    if not entry.config or not isinstance(inventory.config_from_hf(entry.config), ModelConfig):
+    if not entry.config or not isinstance(config_from_hf(entry.config), ModelConfig):
         hint = "deepseek-r1 is one; `localr1 list` shows all"
         raise Unsupported(f"{entry.name} is not a known model of routed experts", hint)
     layers = options.layers or int(entry.config["num_hidden_layers"])

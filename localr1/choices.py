@@ -12,6 +12,7 @@ from pathlib import Path
 from localr1 import registry
 from localr1.errors import ModelNotFound, Unsupported
 from localr1.models import inventory
+from localr1.models.architecture import config_from_hf
 from localr1.models.inventory import Inventory
 from localr1.models.quant_rules import DEFAULTS
 from localr1.registry import ModelEntry
@@ -61,7 +62,7 @@ def of_entry(
     entry: ModelEntry, quant: str, hardware: Hardware, context: int | None = None
 ) -> Choice:
     """A known model in `quant`, by its rule or its size. Raises Unsupported, BadFile."""
-    config = inventory.config_from_hf(entry.config)
+    config = config_from_hf(entry.config)
     known = entry.quants.get(quant)
     stock = inventory.from_rule(config, quant, known.nbytes if known else None)
     return planned(entry.name, quant, stock, hardware, context, False)

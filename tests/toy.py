@@ -98,14 +98,15 @@ def hf_folder(
             if "inv_freq" in name:
                 continue
             noise = torch.randn(weight.shape, generator=rng)
-            weight.copy_(_scaled(name, noise))
+            weight.copy_(scaled(name, noise))
     model.to(dtype).save_pretrained(path, max_shard_size=shard)
     if config.vocab_size == _SIZES["vocab_size"]:
-        _copy_tokenizer(path)
+        copy_tokenizer(path)
     return path
 
 
-def _scaled(name: str, noise: torch.Tensor) -> torch.Tensor:
+def scaled(name: str, noise: torch.Tensor) -> torch.Tensor:
+    """Standard normal noise as the values of weight `name`."""
     if name.endswith("e_score_correction_bias"):
         return 0.1 * noise
     if noise.ndim == 1:  # norms
@@ -182,7 +183,7 @@ def hf_folder_from_gguf(
         "num_nextn_predict_layers": mtp * c.n_mtp_layers,
     }
     (out / "config.json").write_text(json.dumps(values, indent=1))
-    _copy_tokenizer(out)
+    copy_tokenizer(out)
     return out
 
 
@@ -265,6 +266,7 @@ def _hf_config(c: ModelConfig, metadata: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _copy_tokenizer(folder: Path) -> None:
+def copy_tokenizer(folder: Path) -> None:
+    """Put tiny-r1's tokenizer beside a model of its vocabulary."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(_TOKENIZER / name, folder / name)

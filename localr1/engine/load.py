@@ -10,7 +10,7 @@ from localr1.engine.runner import TransformerRunner
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models import compiled, inventory
-from localr1.models.config import ModelConfig
+from localr1.models.architecture import Config
 from localr1.models.shapes import check_shapes
 from localr1.models.source import Source
 from localr1.models.transformer import Transformer
@@ -28,7 +28,7 @@ DEFAULT_CONTEXT = 16_384
 
 def load_engine(
     source: Source,
-    config: ModelConfig,
+    config: Config,
     stop_ids: frozenset[int],
     *,
     context: int | None = None,
@@ -66,7 +66,7 @@ def _compile(formats: set[str], report: Report) -> None:
         report(Progress(stage, done, total + len(compiled.STEPS), "kernels"))
 
 
-def _asked(config: ModelConfig, asked: int | None) -> int:
+def _asked(config: Config, asked: int | None) -> int:
     if asked is None:
         return min(config.max_context, DEFAULT_CONTEXT)
     if not 1 < asked <= config.max_context:
@@ -76,7 +76,7 @@ def _asked(config: ModelConfig, asked: int | None) -> int:
 
 
 def placement(
-    source: Source, config: ModelConfig, context: int, ram: int | None, how: str
+    source: Source, config: Config, context: int, ram: int | None, how: str
 ) -> Placement:
     """The plan for an open model on this machine's CPU, with what is free now.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cpu_experts import FORMATS, Activations, QuantTensor, matmul_stack, matmul_stack_t
+from localr1.models.architecture import Config
 from localr1.models.compiled import attend_token, rotate_token
 from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
@@ -24,9 +25,9 @@ _SMALL = 1 << 22  # multiplications of one token's scores; beyond it torch's thr
 _WORKSPACE = 1 << 24  # float32 values of one temporary of the expanded form (64 MiB)
 
 
-def is_small(config: ModelConfig, n_keys: int) -> bool:
+def is_small(config: Config, n_keys: int) -> bool:
     """Whether one token's attention over so many keys is best done on the calling thread."""
-    return config.n_heads * config.kv_lora_rank * n_keys <= _SMALL
+    return config.attention_width * n_keys <= _SMALL
 
 
 class HeadProjections:

@@ -91,6 +91,16 @@ class ModelConfig:
         if self.topk_method == "noaux_tc" and groups > 1:  # a group counts as its two best experts
             require(experts // groups >= 2, "a group holds a single expert")
 
+    @property
+    def cache_width(self) -> int:
+        """Values of a token in one layer's cache: its latent and its rotated key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def attention_width(self) -> int:
+        """Multiplications of one token's scores with one cached token."""
+        return self.n_heads * self.kv_lora_rank
+
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
         """From a GGUF's metadata and tensor table (rows with a `shape` in numpy's order).
@@ -192,7 +202,7 @@ class ModelConfig:
 def _other_architecture(name: object) -> Unsupported:
     return Unsupported(
         f"models of the architecture {repr(name)[:60]} are not supported",
-        "DeepSeek-V2, V3 and R1, and models built like them, are",
+        "DeepSeek-V2, V3 and R1, Llama, Qwen2 and Qwen3, and models built like them, are",
     )
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from cpu_experts import Activations, ExpertBank, QuantTensor
+from localr1.models.architecture import Config
 from localr1.models.attention import MLA
 from localr1.models.config import ModelConfig
+from localr1.models.dense_config import DenseConfig
 from localr1.models.experts import MLP, Experts
 from localr1.models.gate import Gate
+from localr1.models.gqa import GQA
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Linear, Weights
 from localr1.models.norm import RMSNorm
@@ -18,7 +21,7 @@ from localr1.models.rope import Rope
 class CpuParts:
     """See parts.py. `context` is the most tokens that will be attended to."""
 
-    def __init__(self, config: ModelConfig, context: int) -> None:
+    def __init__(self, config: Config, context: int) -> None:
         self.config, self.rope = config, Rope(config.rope, context)
 
     def linear(self, weight: QuantTensor) -> Linear:
@@ -33,15 +36,16 @@ class CpuParts:
     def mlp(self, bank: ExpertBank) -> MLP:
         return MLP(bank)
 
-    def attention(self, config: ModelConfig, weights: Weights, layer: int) -> MLA:
+    def attention(self, config: Config, weights: Weights, layer: int) -> MLA | GQA:
+        if isinstance(config, DenseConfig):
+            return GQA(config, weights, layer, self.rope)
         return MLA(config, weights, layer, self.rope)
 
     def experts(self, layer: int, bank: ExpertBank) -> Experts:
         return Experts(bank)
 
     def new_cache(self, context: int) -> KVCache:
-        width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
-        return KVCache(self.config.n_layers, context, width)
+        return KVCache(self.config.n_layers, context, self.config.cache_width)
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
         return rows

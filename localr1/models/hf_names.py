@@ -1,4 +1,4 @@
-"""The one table from Hugging Face's names of DeepSeek weights to GGUF's.
+"""The one table from Hugging Face's names of weights to GGUF's.
 
 GGUF stacks the experts of a layer in one tensor, so several HF names meet in one GGUF name:
 `model.layers.3.mlp.experts.7.up_proj.weight` is part 7 of `blk.3.ffn_up_exps.weight`.
@@ -16,6 +16,13 @@ _WHOLE = {
 _IN_LAYER = {
     "input_layernorm.weight": "attn_norm.weight",
     "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.q_proj.bias": "attn_q.bias",
+    "self_attn.k_proj.bias": "attn_k.bias",
+    "self_attn.v_proj.bias": "attn_v.bias",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
     "self_attn.q_a_proj.weight": "attn_q_a.weight",
     "self_attn.q_a_layernorm.weight": "attn_q_a_norm.weight",
     "self_attn.q_b_proj.weight": "attn_q_b.weight",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localr1.errors import Unsupported
+from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
-from localr1.models.fields import Fields
+from localr1.models.dense_config import ROPE_FREQS, DenseConfig
 from localr1.models.quant_rules import DEFAULTS, Family, nbytes_of, type_of
 from localr1.models.shapes import Shape, weight_shapes
 from offload.placement import Demands, Kind, Weight
@@ -25,47 +26,9 @@ if TYPE_CHECKING:
 
 _KV_B = "attn_kv_b.weight"
 _NEWER_LAYOUT = ("attn_k_b.weight", "attn_v_b.weight")
-_DENSE = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 # What publishers' own mixes give to everything but the routed experts, by the name's beginning.
 _MIXED_BASE = (("UD-", "Q6_K"), ("FP8", "Q8_0"), ("", "Q4_K_M"))
 _SCORES = 64 << 20  # bytes of attention scores that are held at a time (attention.py)
-
-
-@dataclass(frozen=True, slots=True)
-class DenseConfig:
-    """Shape of a llama, qwen2 or qwen3 model, in the numbers of HF's config.json."""
-
-    architecture: str
-    n_layers: int
-    hidden_size: int
-    vocab_size: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    max_context: int
-    tied: bool
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> DenseConfig:
-        """From the content of config.json. Raises Unsupported (architecture), BadFile."""
-        f = Fields(config, "config.json")
-        heads = f.integer("num_attention_heads")
-        return cls(
-            architecture=_DENSE[config["architectures"][0]],
-            n_layers=f.integer("num_hidden_layers"),
-            hidden_size=f.integer("hidden_size"),
-            vocab_size=f.integer("vocab_size"),
-            n_heads=heads,
-            n_kv_heads=f.integer("num_key_value_heads", heads),
-            head_dim=f.integer("head_dim", f.integer("hidden_size") // heads),
-            intermediate_size=f.integer("intermediate_size"),
-            max_context=f.integer("max_position_embeddings"),
-            tied=f.boolean("tie_word_embeddings", False),
-        )
-
-
-Config = ModelConfig | DenseConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +51,7 @@ class Inventory:
         return sum(weight.values for weight in self.weights)
 
 
-def config_from_hf(config: Mapping[str, Any]) -> Config:
-    """What a model is, from its config.json. Raises Unsupported or BadFile."""
-    names = config.get("architectures") or [""]
-    return DenseConfig.from_hf(config) if names[0] in _DENSE else ModelConfig.from_hf(config)
-
-
-def from_source(source: Source, config: ModelConfig) -> Inventory:
+def from_source(source: Source, config: Config) -> Inventory:
     """The weights of an open file, exactly; its header and MTP layer are `Kind.UNUSED`."""
     sizes = [(name, source[name]) for name in source.names()]
     weights = [_weight(name, w.shape, w.nbytes, config) for name, w in sizes]
@@ -151,42 +108,16 @@ def _shapes(config: Config) -> Iterator[tuple[str, Shape]]:
 
     The published R1 files have that one; the newer layout is 0.1 % bigger.
     """
-    if isinstance(config, DenseConfig):
-        yield from dense_shapes(config).items()
-        return
     for name, shape in weight_shapes(config).items():
-        if name.endswith(_NEWER_LAYOUT):
+        if name.endswith((*_NEWER_LAYOUT, ROPE_FREQS)):
             continue
-        if name.endswith("exp_probs_b.bias") and config.topk_method != "noaux_tc":
+        if isinstance(config, ModelConfig) and _is_unused_bias(name, config):
             continue
         yield name, shape
 
 
-def dense_shapes(c: DenseConfig) -> dict[str, Shape]:
-    """Name -> shape of all weights of a llama, qwen2 or qwen3 model; vectors as (1, n)."""
-    queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    layer: dict[str, Shape] = {
-        "attn_norm.weight": (1, c.hidden_size),
-        "attn_q.weight": (queries, c.hidden_size),
-        "attn_k.weight": (keys, c.hidden_size),
-        "attn_v.weight": (keys, c.hidden_size),
-        "attn_output.weight": (c.hidden_size, queries),
-        "ffn_norm.weight": (1, c.hidden_size),
-        "ffn_gate.weight": (c.intermediate_size, c.hidden_size),
-        "ffn_up.weight": (c.intermediate_size, c.hidden_size),
-        "ffn_down.weight": (c.hidden_size, c.intermediate_size),
-    }
-    if c.architecture == "qwen2":
-        layer |= {"attn_q.bias": (1, queries), "attn_k.bias": (1, keys), "attn_v.bias": (1, keys)}
-    if c.architecture == "qwen3":
-        layer |= {"attn_q_norm.weight": (1, c.head_dim), "attn_k_norm.weight": (1, c.head_dim)}
-    shapes: dict[str, Shape] = {"token_embd.weight": (c.vocab_size, c.hidden_size)}
-    for number in range(c.n_layers):
-        shapes |= {f"blk.{number}.{name}": shape for name, shape in layer.items()}
-    shapes["output_norm.weight"] = (1, c.hidden_size)
-    if not c.tied:
-        shapes["output.weight"] = (c.vocab_size, c.hidden_size)
-    return shapes
+def _is_unused_bias(name: str, config: ModelConfig) -> bool:
+    return name.endswith("exp_probs_b.bias") and config.topk_method != "noaux_tc"
 
 
 def _weight(name: str, shape: Shape, nbytes: int, config: Config) -> Weight:
@@ -211,6 +142,8 @@ def _kind(name: str, config: Config) -> Kind:
         return Kind.HEAD if tied else Kind.EMBEDDING
     if name == "output.weight":
         return Kind.HEAD
+    if name == ROPE_FREQS:
+        return Kind.ROUTER
     if "_norm" in name or "ffn_gate_inp" in name or "exp_probs_b" in name or "bias" in name:
         return Kind.ROUTER
     if "_exps" in name:
@@ -232,7 +165,7 @@ def _latent(c: ModelConfig) -> Demands:
     states three times, queries, their rotated part and all heads' values, in float32; int8 forms of
     one input in two terms; the kernels' workspace, which holds two terms of the widest product.
     """
-    width, heads, hidden = c.kv_lora_rank + c.qk_rope_head_dim, c.n_heads, c.hidden_size
+    width, heads, hidden = c.cache_width, c.n_heads, c.hidden_size
     query = c.qk_nope_head_dim + c.qk_rope_head_dim
     lives = 4 * (3 * hidden + heads * (query + c.qk_rope_head_dim + c.v_head_dim)) + 5 * hidden // 2
     wide = max(8 * heads * query, 8 * hidden + 5 * heads * c.v_head_dim // 2)
@@ -254,14 +187,16 @@ def _latent(c: ModelConfig) -> Demands:
 
 
 def _grouped(c: DenseConfig) -> Demands:
-    """Grouped-query attention: keys and values of every key head, 16 bit on both devices."""
-    cache, queries = 2 * c.n_kv_heads * c.head_dim * 2, c.n_heads * c.head_dim
+    """Grouped-query attention: keys and values of every key head, float32 on the CPU and 16 bit on
+    a GPU.
+    """
+    queries = c.attention_width
     per_token = 4 * (3 * c.hidden_size + 3 * queries) + 8 * max(queries, c.hidden_size)
     return Demands(
         n_layers=c.n_layers,
         cache_name="KV cache",
-        cache_gpu=cache,
-        cache_ram=cache,
+        cache_gpu=2 * c.cache_width,
+        cache_ram=4 * c.cache_width,
         gpu_per_token=4 * c.hidden_size,
         ram_per_token=per_token,
         hybrid_per_token=12 * c.hidden_size + 5 * c.intermediate_size // 4,

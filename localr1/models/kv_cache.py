@@ -1,4 +1,7 @@
-"""MLA's latent cache: one row of `kv_lora_rank + qk_rope_head_dim` values per layer and token.
+"""What attention keeps of every token: one row of values per layer and token.
+
+Latent attention's row is `[latent | rotated key]` (attention.py), grouped-query attention's
+`[keys | values]` of all key heads (gqa.py); the cache knows only how wide it is.
 
 Rows beyond `length` are scratch: a step writes them layer by layer and `commit` makes them count,
 so an interrupted step leaves no half-written token.
@@ -13,7 +16,7 @@ import torch
 
 
 class KVCache:
-    """Latents of up to `max_length` tokens: `[n_layers, max_length, width]`.
+    """Rows of up to `max_length` tokens: `[n_layers, max_length, width]`.
 
     The memory is reserved here and touched only as tokens come, so a long context costs nothing
     until it is used.
@@ -36,11 +39,11 @@ class KVCache:
         """Bytes that a full cache of this shape takes."""
         return n_layers * max_length * width * 4
 
-    def update(self, layer: int, latent: torch.Tensor) -> torch.Tensor:
-        """Write `latent` `[T, width]` behind the committed rows; all rows up to it `[S, width]`."""
-        end = self.length + latent.shape[0]
+    def update(self, layer: int, new: torch.Tensor) -> torch.Tensor:
+        """Write `new` `[T, width]` behind the committed rows; all rows up to it `[S, width]`."""
+        end = self.length + new.shape[0]
         rows = self.rows[layer]
-        rows[self.length : end] = latent
+        rows[self.length : end] = new
         return rows[:end]
 
     def commit(self, n_tokens: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from cpu_experts import ExpertBank, QuantTensor
+from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Weights
@@ -72,7 +73,7 @@ class Parts(Protocol):
 
     def norm(self, weight: QuantTensor, eps: float) -> Norm: ...
 
-    def attention(self, config: ModelConfig, weights: Weights, layer: int) -> Attention: ...
+    def attention(self, config: Config, weights: Weights, layer: int) -> Attention: ...
 
     def gate(self, config: ModelConfig, weights: Weights, prefix: str) -> Gate: ...
 

@@ -1,7 +1,8 @@
-"""Rotary position embedding with YaRN, in DeepSeek's interleaved pairs.
+"""Rotary position embedding, with YaRN (arXiv 2309.00071) or factors on single frequencies.
 
-The pair (x[2i], x[2i+1]) is one complex number turned by `position * inv_freq[i]`; DeepSeek's files
-(GGUF's rope type NORM, HF's `rope_interleave`) hold the pairs side by side. YaRN: arXiv 2309.00071.
+A pair of values is one complex number turned by `position * inv_freq[i]`. DeepSeek's files and
+GGUF's Llamas (rope type NORM, HF's `rope_interleave`) hold the pairs side by side; HF's Llamas and
+all Qwens (rope type NEOX) hold all first halves before all second ones.
 """
 
 from __future__ import annotations
@@ -10,12 +11,7 @@ import math
 
 import torch
 
-from localr1.models.config import RopeConfig
-
-
-def yarn_mscale(factor: float, mscale: float) -> float:
-    """YaRN's temperature `0.1 * mscale * ln(factor) + 1` (1 where nothing is stretched)."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+from localr1.models.rope_config import RopeConfig, yarn_mscale
 
 
 def inverse_frequencies(rope: RopeConfig) -> torch.Tensor:
@@ -25,6 +21,8 @@ def inverse_frequencies(rope: RopeConfig) -> torch.Tensor:
     ones are divided by `factor`, a linear ramp lies between.
     """
     inv_freq = rope.theta ** (-torch.arange(0, rope.dim, 2, dtype=torch.float64) / rope.dim)
+    if rope.divisors:
+        inv_freq /= torch.tensor(rope.divisors, dtype=torch.float64)
     if rope.factor <= 1:
         return inv_freq
 
@@ -49,6 +47,7 @@ class Rope:
     """The rotations of all positions, made once: complex64 `[context, dim / 2]`."""
 
     def __init__(self, rope: RopeConfig, context: int) -> None:
+        self.interleaved = rope.interleaved
         angle = torch.outer(torch.arange(context, dtype=torch.float64), inverse_frequencies(rope))
         size = self._size(rope)
         self.turns = torch.polar(torch.full_like(angle, size), angle).to(torch.complex64)
@@ -59,6 +58,8 @@ class Rope:
         """The length of each rotation: the ratio of YaRN's two temperatures (1 in DeepSeek's
         models).
         """
+        if rope.attention_factor:
+            return rope.attention_factor
         if rope.mscale and rope.mscale_all_dim:
             return yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(
                 rope.factor, rope.mscale_all_dim
@@ -67,8 +68,11 @@ class Rope:
 
     def __call__(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Turn `x` `[T, ..., dim]` float32, whose first row stands at position `start`."""
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # [T, ..., dim/2]
         turns = self.turns[start : start + x.shape[0]]
         if x.ndim == 3:
             turns = turns.unsqueeze(1)
-        return torch.view_as_real(pairs * turns).flatten(-2)
+        if self.interleaved:
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # [T, ..., dim/2]
+            return torch.view_as_real(pairs * turns).flatten(-2)
+        turned = torch.complex(*x.chunk(2, dim=-1)) * turns
+        return torch.cat((turned.real, turned.imag), dim=-1)

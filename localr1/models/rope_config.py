@@ -1,4 +1,7 @@
-"""The numbers of rotary embedding and YaRN (arXiv 2309.00071), from GGUF or config.json."""
+"""The numbers of rotary embedding and YaRN (arXiv 2309.00071), from GGUF or config.json.
+
+`RopeConfig` is every model's; what is read here is DeepSeek's, the dense models' is in dense_rope.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,18 @@ from localr1.errors import Unsupported
 from localr1.models.fields import LARGEST, Fields, require
 
 
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """YaRN's temperature `0.1 * mscale * ln(factor) + 1` (1 where nothing is stretched)."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary embedding over `dim` values; `factor` 1.0 means no YaRN.
 
-    With YaRN, cos and sin are multiplied by `m(mscale) / m(mscale_all_dim)` (by `m(1)` if one of
-    the two is 0) and the softmax scale by `m(mscale_all_dim) ** 2`, where
-    `m(s) = 0.1 * s * ln(factor) + 1`. As in transformers' yarn.
+    With YaRN, cos and sin are multiplied by `attention_factor`, or where that is 0 by
+    `m(mscale) / m(mscale_all_dim)` (by `m(1)` if one of the two is 0), and the softmax scale by
+    `m(mscale_all_dim) ** 2`, where `m` is `yarn_mscale`. As in transformers' yarn.
     """
 
     theta: float
@@ -26,9 +34,13 @@ class RopeConfig:
     beta_slow: float = 1.0
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
+    attention_factor: float = 0.0
+    interleaved: bool = True  # pairs are (x[2i], x[2i + 1]), else (x[i], x[i + dim / 2])
+    divisors: tuple[float, ...] = ()  # of each pair's frequency: Llama 3's, or linear scaling's
 
     def __post_init__(self) -> None:
-        for name in ("theta", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        for name in ("theta", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+                     "attention_factor"):  # fmt: skip
             require(math.isfinite(getattr(self, name)), f"rope {name} is not a finite number")
         require(self.theta > 1, f"rope theta is {self.theta}")
         require(0 < self.dim < LARGEST and self.dim % 2 == 0, f"the rope dimension is {self.dim}")
@@ -36,6 +48,10 @@ class RopeConfig:
         require(self.factor == 1 or self.original_context > 0, "YaRN has no original context")
         require(self.beta_fast >= self.beta_slow > 0, "the YaRN betas are out of order")
         require(self.mscale >= 0 and self.mscale_all_dim >= 0, "a YaRN mscale is negative")
+        require(self.attention_factor >= 0, "rope attention_factor is negative")
+        require(len(self.divisors) in (0, self.dim // 2), "rope has not a factor for each pair")
+        good = all(math.isfinite(d) and d > 0 for d in self.divisors)
+        require(good, "a factor of the rope frequencies is not a number above 0")
 
     @classmethod
     def from_gguf(cls, f: Fields, dim: int) -> RopeConfig:
@@ -46,7 +62,7 @@ class RopeConfig:
         if kind == "none":
             return cls(theta, dim)
         if kind != "yarn" or f.real("rope.scaling.attn_factor", 1.0) != 1:
-            raise _other_rope(kind)
+            raise other_rope(kind)
         # The file holds 0.1 * mscale_all_dim and no mscale: llama.cpp takes them as equal.
         mscale = round(f.real("rope.scaling.yarn_log_multiplier", 0.0) * 10, 6)
         return cls(
@@ -74,7 +90,7 @@ class RopeConfig:
             return cls(theta, dim)
         plain = rope.get("attention_factor") is None and rope.boolean("truncate", True)
         if kind != "yarn" or not plain:
-            raise _other_rope(kind)
+            raise other_rope(kind)
         context = f.integer("max_position_embeddings")
         return cls(
             theta=theta,
@@ -88,8 +104,9 @@ class RopeConfig:
         )
 
 
-def _other_rope(kind: str) -> Unsupported:
+def other_rope(kind: str) -> Unsupported:
+    """The refusal of a scaling that is not implemented."""
     return Unsupported(
         f"rotary embedding scaled by {kind!r:.60} with these options is not supported",
-        "plain YaRN, as DeepSeek's models have it, is supported",
+        "plain YaRN is supported, and in Llama and Qwen linear and Llama 3's scaling",
     )

@@ -68,7 +68,7 @@ class HFFolder:
             if place is None:
                 raise Unsupported(
                     f"{path.name} holds the tensor {name}, which no supported model has",
-                    "DeepSeek-V2 and V3 folders in bfloat16, float or DeepSeek's FP8 are supported",
+                    "folders of DeepSeek-V2 and V3, Llama, Qwen2 and Qwen3 are read",
                 )
             self._parts.setdefault(place[0], {})[place[1]] = name
         layers = config.get("num_hidden_layers")

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from localr1.errors import BadFile, Unsupported
+from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
+from localr1.models.dense_config import ROPE_FREQS, DenseConfig
 
 if TYPE_CHECKING:  # importing numba takes longer than a plan
     from cpu_experts import QuantTensor
@@ -25,19 +27,39 @@ class WeightFile(Protocol):
     def __getitem__(self, name: str) -> QuantTensor: ...
 
 
-def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
+def weight_shapes(config: Config) -> dict[str, Shape]:
     """Name -> shape of all weights the model may have, both layouts of `attn_kv_b` included."""
     c = config
-    shapes: dict[str, Shape] = {
-        "token_embd.weight": (c.vocab_size, c.hidden_size),
-        "output_norm.weight": (1, c.hidden_size),
-        "output.weight": (c.vocab_size, c.hidden_size),
-    }
+    shapes: dict[str, Shape] = {"token_embd.weight": (c.vocab_size, c.hidden_size)}
     for layer in range(c.n_layers):
-        ffn = _dense(c) if layer < c.n_dense_layers else _moe(c)
-        for name, shape in (*_attention(c), *ffn):
-            shapes[f"blk.{layer}.{name}"] = shape
+        parts = _grouped_layer(c) if isinstance(c, DenseConfig) else _latent_layer(c, layer)
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in parts}
+    shapes["output_norm.weight"] = (1, c.hidden_size)
+    if isinstance(c, ModelConfig) or not c.tied:
+        shapes["output.weight"] = (c.vocab_size, c.hidden_size)
+    if isinstance(c, DenseConfig) and c.architecture == "llama":
+        shapes[ROPE_FREQS] = (1, c.head_dim // 2)
     return shapes
+
+
+def _grouped_layer(c: DenseConfig) -> Iterator[tuple[str, Shape]]:
+    queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    yield "attn_norm.weight", (1, c.hidden_size)
+    for name, rows in (("attn_q", queries), ("attn_k", keys), ("attn_v", keys)):
+        yield f"{name}.weight", (rows, c.hidden_size)
+        if c.architecture == "qwen2":
+            yield f"{name}.bias", (1, rows)
+    if c.architecture == "qwen3":
+        yield "attn_q_norm.weight", (1, c.head_dim)
+        yield "attn_k_norm.weight", (1, c.head_dim)
+    yield "attn_output.weight", (c.hidden_size, queries)
+    yield "ffn_norm.weight", (1, c.hidden_size)
+    yield from _dense(c)
+
+
+def _latent_layer(c: ModelConfig, layer: int) -> Iterator[tuple[str, Shape]]:
+    yield from _attention(c)
+    yield from _dense(c) if layer < c.n_dense_layers else _moe(c)
 
 
 def _attention(c: ModelConfig) -> Iterator[tuple[str, Shape]]:
@@ -59,7 +81,7 @@ def _attention(c: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield "ffn_norm.weight", (1, c.hidden_size)
 
 
-def _dense(c: ModelConfig) -> Iterator[tuple[str, Shape]]:
+def _dense(c: Config) -> Iterator[tuple[str, Shape]]:
     yield "ffn_gate.weight", (c.intermediate_size, c.hidden_size)
     yield "ffn_up.weight", (c.intermediate_size, c.hidden_size)
     yield "ffn_down.weight", (c.hidden_size, c.intermediate_size)
@@ -79,7 +101,7 @@ def _moe(c: ModelConfig) -> Iterator[tuple[str, Shape]]:
         yield "ffn_down_shexp.weight", (c.hidden_size, shared)
 
 
-def check_shapes(config: ModelConfig, source: WeightFile) -> set[str]:
+def check_shapes(config: Config, source: WeightFile) -> set[str]:
     """The formats in use, if all weights have the shapes that the configuration says.
 
     Raises BadFile for a weight of another shape, Unsupported for one that this model does not know:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from localr1.models.config import ModelConfig
+from localr1.models.architecture import Config
 from localr1.models.cpu import CpuParts
 from localr1.models.deepseek import MoE, ffn_bank
+from localr1.models.dense_config import DenseConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Embedding, Weights
 from localr1.models.parts import Parts
@@ -36,13 +37,13 @@ class Block:
     The sums are made by the norms behind them, so that a device can do both in one step.
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int, parts: Parts) -> None:
+    def __init__(self, config: Config, weights: Weights, layer: int, parts: Parts) -> None:
         prefix, eps = f"blk.{layer}", config.rms_norm_eps
         self.attn_norm = parts.norm(weights[f"{prefix}.attn_norm.weight"], eps)
         self.attention = parts.attention(config, weights, layer)
         self.ffn_norm = parts.norm(weights[f"{prefix}.ffn_norm.weight"], eps)
         self.feed_forward: Any  # MoE, or the part's MLP
-        if layer < config.n_dense_layers:
+        if isinstance(config, DenseConfig) or layer < config.n_dense_layers:
             self.feed_forward = parts.mlp(ffn_bank(weights, prefix))
         else:
             self.feed_forward = MoE(config, weights, layer, parts)
@@ -58,7 +59,7 @@ class Transformer:
     """The whole model: token ids in, logits out. `parts` decides where it runs."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, context: int, parts: Parts | None = None
+        self, config: Config, weights: Weights, context: int, parts: Parts | None = None
     ) -> None:
         self.config = config
         self.parts: Parts = CpuParts(config, context) if parts is None else parts

@@ -13,11 +13,13 @@ import pytest
 from localr1 import registry
 from localr1.errors import Unsupported
 from localr1.models import inventory, quant_rules
+from localr1.models.architecture import config_from_hf
 from localr1.models.config import ModelConfig
+from localr1.models.dense_config import ROPE_FREQS, DenseConfig
 from localr1.models.gguf import GGUFFile
-from localr1.models.inventory import DenseConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.quant_rules import Family
+from localr1.models.rope_config import RopeConfig
 from localr1.models.shapes import weight_shapes
 from localr1.models.source import open_source, read_config
 from offload.placement import Kind
@@ -30,7 +32,7 @@ PUBLISHED = 404_430_187_616  # unsloth/DeepSeek-R1-GGUF, Q4_K_M, all parts
 
 def of(model: str, quant: str) -> inventory.Inventory:
     entry = registry.entries()[model]
-    config = inventory.config_from_hf(entry.config)
+    config = config_from_hf(entry.config)
     return inventory.from_rule(config, quant, entry.quants[quant].nbytes)
 
 
@@ -68,7 +70,7 @@ def test_mixes_take_the_size_of_their_file() -> None:
     stock = of("deepseek-r1", "UD-Q2_K_XL")
     assert stock.approximate
     assert abs(stock.nbytes / 227e9 - 1) < 1e-6
-    config = inventory.config_from_hf(registry.entries()["deepseek-r1"].config)
+    config = config_from_hf(registry.entries()["deepseek-r1"].config)
     with pytest.raises(Unsupported, match="UD-Q9"):
         inventory.from_rule(config, "UD-Q9", None)
 
@@ -128,7 +130,7 @@ def moe(layers: int, layout: str, q_lora: int) -> tuple[dict[str, Any], dict[str
         "intermediate_size": 512, "moe_intermediate_size": inter, "n_routed_experts": experts,
         "n_shared_experts": 1, "num_experts_per_tok": 2, "max_position_embeddings": 512,
     }  # fmt: skip
-    config = inventory.config_from_hf(values)
+    config = config_from_hf(values)
     left_out = ("attn_k_b.weight", "attn_v_b.weight") if layout == "kv_b" else ("attn_kv_b.weight",)
     assert isinstance(config, ModelConfig)
     shapes = weight_shapes(config)
@@ -139,7 +141,9 @@ def moe(layers: int, layout: str, q_lora: int) -> tuple[dict[str, Any], dict[str
 def dense(
     arch: str, layers: int, heads: int, keys: int, tied: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any], Family]:
-    config = DenseConfig(arch, layers, 256, 768, heads, keys, 256 // heads, 512, 512, tied)
+    rope = RopeConfig(10000.0, 256 // heads)
+    sizes = (layers, 256, 768, heads, keys, 256 // heads, 512)
+    config = DenseConfig(arch, *sizes, 1e-6, 512, tied, rope)
     numbers: dict[str, Any] = {
         "block_count": layers, "context_length": 512, "embedding_length": 256,
         "feed_forward_length": 512, "attention.head_count": heads, "vocab_size": 768,
@@ -149,7 +153,9 @@ def dense(
     if arch == "qwen3":
         numbers |= {"attention.key_length": 256 // heads, "attention.value_length": 256 // heads}
     metadata = {f"{arch}.{key}": value for key, value in numbers.items()}
-    return metadata, inventory.dense_shapes(config), Family(layers, heads // keys, tied)
+    shapes = weight_shapes(config)
+    shapes.pop(ROPE_FREQS, None)
+    return metadata, shapes, Family(layers, heads // keys, tied)
 
 
 MODELS = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import localr1
 from localr1.models.safetensors import HFFolder
-from tests import oracles, toy
+from tests import oracles, toy, toy_dense
 
 SHAPES = {
     "v3": {},
@@ -26,6 +26,22 @@ SHAPES = {
     "v2, greedy": {"version": 2, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
     "v2, groups": {"version": 2, "topk_method": "group_limited_greedy"},
     "v2, no q_lora": {"version": 2, "q_lora_rank": None, "topk_method": "greedy"},
+}
+
+
+DENSE = {
+    "llama": ("llama", {}),
+    "llama, one head of keys": ("llama", {"num_key_value_heads": 1, "head_dim": 64}),
+    "llama, no groups": ("llama", {"num_key_value_heads": 4}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama 3's rope": ("llama", {"rope": toy_dense.LLAMA3}),
+    "deepseek coder's rope": ("llama", {"rope": toy_dense.LINEAR}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, YaRN": ("qwen2", {"rope": toy_dense.YARN, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+    "qwen3, wide heads": ("qwen3", {"head_dim": 80, "num_attention_heads": 6}),
+    "qwen3, YaRN": ("qwen3", {"rope": toy_dense.YARN}),
+    "qwen3, linear": ("qwen3", {"rope": toy_dense.LINEAR}),
 }
 
 
@@ -45,6 +61,22 @@ def test_logits_from_f32(shape: str, tmp_path: Path):
     for layout in ("kv_b", "k_b+v_b"):
         path = toy.gguf(folder, tmp_path / f"{layout}.gguf", layout=layout)
         assert relative_error(localr1.load(path).logits(ids), reference) <= 1e-4
+
+
+@pytest.mark.parametrize("shape", DENSE)
+def test_dense_logits_from_f32(shape: str, tmp_path: Path):
+    """300 tokens, past the toy's original context, and the last ones again one by one."""
+    architecture, options = DENSE[shape]
+    config = toy_dense.config(architecture, **options)
+    folder = toy_dense.hf_folder(tmp_path / "hf", config)
+    ids = np.random.default_rng(5).integers(0, config.vocab_size, 300).tolist()
+    [reference] = oracles.transformers_logits(folder, [ids])
+    for path in (folder, toy_dense.gguf_file(folder, tmp_path / "toy.gguf")):
+        engine = localr1.load(path).engine
+        assert relative_error(engine.logits(ids), reference) <= 1e-4
+        *_, behind = engine.prefill(ids[:250])
+        steps = [behind, *(engine.step(token) for token in ids[250:])]
+        assert relative_error(np.concatenate(steps), reference[249:]) <= 1e-4
 
 
 def test_logits_from_fp8(tmp_path: Path):

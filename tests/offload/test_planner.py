@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from localr1 import registry
 from localr1.models import inventory
+from localr1.models.architecture import config_from_hf
 from offload.hardware import Gpu, Hardware, on_paper
 from offload.placement import Demands, Item, Kind, Placement, Tier, Weight
 from offload.planner import LEAST_CONTEXT, plan, with_room
@@ -154,7 +155,7 @@ def improved(machine: Hardware, what: str, more: float) -> Hardware:
 @cache
 def r1(quant: str = "Q4_K_M") -> inventory.Inventory:
     entry = registry.entries()["deepseek-r1"]
-    config = inventory.config_from_hf(entry.config)
+    config = config_from_hf(entry.config)
     return inventory.from_rule(config, quant, entry.quants[quant].nbytes)
 
 
@@ -236,7 +237,7 @@ def test_a_card_that_is_too_old_is_not_used() -> None:
 def test_dense_models_keep_attention_on_the_gpu() -> None:
     """FFNs go to the CPU first, from the last layer on."""
     entry = registry.entries()["r1-distill-14b"]
-    stock = inventory.from_rule(inventory.config_from_hf(entry.config), "Q4_K_M")
+    stock = inventory.from_rule(config_from_hf(entry.config), "Q4_K_M")
     machine = on_paper(vram=8 * GIB, ram=32 * GIB)
     found = plan(stock.weights, machine, 8192, stock.demands)
     tiers = {kind: {found.tier(w.name) for w in stock.weights if w.kind == kind} for kind in Kind}
