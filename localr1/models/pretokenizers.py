@@ -47,11 +47,13 @@ class PreTokenizer:
 
     `ignore_merges`: a word that is in the vocabulary is that token, whatever the merges say.
     `nfc`: the text is put into Unicode's composed form first (Qwen).
+    `adds_bos`: a prompt begins with a BOS in files that do not say whether it does.
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     nfc: bool = False
+    adds_bos: bool = False
 
     def as_json(self) -> dict[str, object]:
         """The `pre_tokenizer` section of a tokenizer.json that does the same."""
@@ -65,6 +67,14 @@ class PreTokenizer:
 
 _QWEN2 = "|".join(
     (_CONTRACTION, r"[^\r\n\p{L}\p{N}]?\p{L}+", r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", _SPACES)
+)
+_LLAMA3 = PreTokenizer(
+    (
+        rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
+    ),
+    ignore_merges=True,
+    adds_bos=True,
 )
 
 PRETOKENIZERS = {
@@ -89,13 +99,17 @@ PRETOKENIZERS = {
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     "deepseek-r1-qwen": PreTokenizer((_QWEN2,), nfc=True),
     "qwen2": PreTokenizer((_QWEN2,), nfc=True),
-    "llama-bpe": PreTokenizer(
+    # As qwen2, but a combining mark is part of a word.
+    "qwen35": PreTokenizer(
         (
-            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
-            rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
+            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+            rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}",
         ),
-        ignore_merges=True,
+        nfc=True,
     ),
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
     "smollm": PreTokenizer((r"\p{N}", _GPT2)),
     "kimi-k2": PreTokenizer(
         (

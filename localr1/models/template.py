@@ -36,7 +36,7 @@ DEEPSEEK_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
 )
 
-# What DeepSeek-V2 expects: its vocabulary has no markers for the speakers.
+# What DeepSeek LLM and V2 expect: their vocabulary has no markers for the speakers.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if m.role == 'system' %}{{ m.content ~ '\n\n' }}"
@@ -44,6 +44,26 @@ PLAIN_TEMPLATE = (
     "{% elif m.role == 'assistant' %}{{ 'Assistant: ' ~ m.content ~ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+
+# Qwen, SmolLM and many others.
+CHATML_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+LLAMA3_TEMPLATE = (
+    "{% macro turn(role) %}{{ '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' }}"
+    "{% endmacro %}{{ bos_token }}{% for m in messages %}"
+    "{{ turn(m.role) ~ m.content | trim ~ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ turn('assistant') }}{% endif %}"
+)
+
+# The marker of a vocabulary that tells which template its chat models were trained on.
+_TEMPLATES = {
+    _ASSISTANT: DEEPSEEK_TEMPLATE,
+    "<|im_start|>": CHATML_TEMPLATE,
+    "<|start_header_id|>": LLAMA3_TEMPLATE,
+}
 
 
 class ChatMessage(Protocol):
@@ -64,8 +84,8 @@ class Prompt:
 
 
 class ChatTemplate:
-    """One model's chat template. `source` None or empty: DeepSeek's own, with markers for the
-    speakers where the vocabulary has them (`DEEPSEEK_TEMPLATE`), else `PLAIN_TEMPLATE`.
+    """One model's chat template. `source` None or empty: the one that the markers in its
+    vocabulary belong to (DeepSeek's, ChatML, Llama 3's), else `PLAIN_TEMPLATE`.
 
     `reasons`: the model thinks first. That is so when its template knows of `</think>`, or, where
     the file has no template, when its vocabulary has `<think>`. Only then is a thought opened that
@@ -75,8 +95,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, tokenizer: Tokenizer) -> None:
-        marked = tokenizer.token_id(_ASSISTANT) is not None
-        self.source = source or (DEEPSEEK_TEMPLATE if marked else PLAIN_TEMPLATE)
+        marked = (_TEMPLATES[m] for m in _TEMPLATES if tokenizer.token_id(m) is not None)
+        self.source = source or next(marked, PLAIN_TEMPLATE)
         self.reasons = END_THINK in source if source else tokenizer.token_id(THINK) is not None
         self._tokenizer = tokenizer
         self._sandbox = Sandbox()

@@ -82,7 +82,7 @@ def gguf_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         ignore_merges=pre.ignore_merges,
         bos_id=token("bos"),
         eos_id=token("eos"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", pre.adds_bos)),
         stop_ids=frozenset(i for i in stops if i is not None),
     )
 
@@ -136,10 +136,11 @@ def folder_vocabulary(folder: Path) -> Vocabulary:
         value = config.get(f"{name}_token")
         text = value.get("content") if isinstance(value, dict) else value
         by_id = generation.get(f"{name}_token_id", hf.get(f"{name}_token_id"))
-        known = added.get(str(text), words.get(str(text)))
+        known = None if text is None else added.get(str(text), words.get(str(text)))
         return known if known is not None else by_id if isinstance(by_id, int) else None
 
     ends = generation.get("eos_token_id", hf.get("eos_token_id", []))
+    bos_id = token("bos")
     return Vocabulary(
         texts=texts,
         words=words,
@@ -149,13 +150,22 @@ def folder_vocabulary(folder: Path) -> Vocabulary:
         pre_tokenizer=spec.get("pre_tokenizer"),
         normalizer=spec.get("normalizer"),
         ignore_merges=bool(model.get("ignore_merges", False)),
-        bos_id=token("bos"),
+        bos_id=bos_id,
         eos_id=token("eos"),
-        add_bos=bool(config.get("add_bos_token", False)),
+        add_bos=bool(
+            config.get("add_bos_token", bos_id is not None and _puts_first(spec, texts[bos_id]))
+        ),
         stop_ids=frozenset(
             i for i in (ends if isinstance(ends, list) else [ends]) if i is not None
         ),
     )
+
+
+def _puts_first(spec: Mapping[str, Any], token: str) -> bool:
+    """Whether tokenizer.json's post-processor begins every text with `token` (as Llama 3's)."""
+    post = spec.get("post_processor") or {}
+    steps = (step.get("single") for step in post.get("processors", [post]))
+    return any(step and step[0].get("SpecialToken", {}).get("id") == token for step in steps)
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:

