@@ -33,7 +33,7 @@ class CpuParts:
     def gate(self, config: ModelConfig, weights: Weights, prefix: str) -> Gate:
         return Gate(config, weights, prefix)
 
-    def mlp(self, bank: ExpertBank) -> MLP:
+    def mlp(self, bank: ExpertBank, layer: int | None = None) -> MLP:
         return MLP(bank)
 
     def attention(self, config: Config, weights: Weights, layer: int) -> MLA | GQA:

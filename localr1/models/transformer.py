@@ -44,7 +44,7 @@ class Block:
         self.ffn_norm = parts.norm(weights[f"{prefix}.ffn_norm.weight"], eps)
         self.feed_forward: Any  # MoE, or the part's MLP
         if isinstance(config, DenseConfig) or layer < config.n_dense_layers:
-            self.feed_forward = parts.mlp(ffn_bank(weights, prefix))
+            self.feed_forward = parts.mlp(ffn_bank(weights, prefix), layer)
         else:
             self.feed_forward = MoE(config, weights, layer, parts)
 
