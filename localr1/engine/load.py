@@ -45,7 +45,7 @@ def load_engine(
     big is allocated.
     """
     formats = check_shapes(config, source)
-    found = placement(source, config, _asked(config, context), ram, residency)
+    found = placement(source, config, asked_context(config.max_context, context), ram, residency)
     _bring_in(source, residency, found.fits, report)
     cpu_experts.set_threads(threads)
     _compile(formats, report)
@@ -66,18 +66,17 @@ def _compile(formats: set[str], report: Report) -> None:
         report(Progress(stage, done, total + len(compiled.STEPS), "kernels"))
 
 
-def _asked(config: Config, asked: int | None) -> int:
+def asked_context(most: int, asked: int | None) -> int:
+    """The context to plan for, of a model that holds `most` tokens. Raises LocalR1Error."""
     if asked is None:
-        return min(config.max_context, DEFAULT_CONTEXT)
-    if not 1 < asked <= config.max_context:
-        hint = f"--context goes from 2 to {config.max_context:,}"
+        return min(most, DEFAULT_CONTEXT)
+    if not 1 < asked <= most:
+        hint = f"--context goes from 2 to {most:,}"
         raise LocalR1Error(f"this model cannot hold a context of {asked:,} tokens", hint, USAGE)
     return asked
 
 
-def placement(
-    source: Source, config: Config, context: int, ram: int | None, how: str
-) -> Placement:
+def placement(source: Source, config: Config, context: int, ram: int | None, how: str) -> Placement:
     """The plan for an open model on this machine's CPU, with what is free now.
 
     Weights that do not fit are refused, unless someone asked for them to be mapped: then the disk
@@ -89,10 +88,10 @@ def placement(
     found = plan(stock.weights, on_paper(vram=None, ram=room), context, stock.demands)
     if found.fits or (found.works and how == MAPPED):
         return found
-    raise _does_not_fit(source.path.name, found)
+    raise does_not_fit(source.path.name, found)
 
 
-def _does_not_fit(name: str, found: Placement) -> DoesNotFit:
+def does_not_fit(name: str, found: Placement) -> DoesNotFit:
     """What is missing, and every way out that this plan leaves."""
     gib = 1 << 30
     need = found.ram_room + found.shortfall
