@@ -22,12 +22,14 @@ class ThinkSplitter:
     plain text, and so is a `<think>` inside the thought.
     """
 
-    def __init__(self, in_reasoning: bool) -> None:
-        """`in_reasoning`: the prompt has already opened the thought."""
-        self._phase: Literal["start", "thought", "answer"] = "start"
+    def __init__(self, in_reasoning: bool, thinks: bool = True) -> None:
+        """`in_reasoning`: the prompt has already opened the thought. `thinks`: the model may open
+        one; where it never does, all text is the answer, tags and newlines too.
+        """
+        self._phase: Literal["start", "thought", "answer"] = "start" if thinks else "answer"
         self._in_reasoning = in_reasoning
         self._held = ""
-        self._trim = True  # newlines next to a tag belong to the format, not to the text
+        self._trim = thinks  # newlines next to a tag belong to the format, not to the text
 
     @property
     def in_reasoning(self) -> bool:

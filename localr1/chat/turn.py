@@ -108,7 +108,7 @@ class Turn:
     def events(self, messages: list[Message]) -> Generator[Event, None, FinishReason]:
         """Everything but `Done`; returns why it ended."""
         prompt = self._llm.template.encode(messages, add_generation_prompt=True)
-        self._splitter = ThinkSplitter(prompt.in_reasoning)
+        self._splitter = ThinkSplitter(prompt.in_reasoning, self._thinks(prompt))
         finish: FinishReason | None = None
         words = self._closed_thought(prompt) if self._thinking.budget == 0 else []
         while finish is None:
@@ -121,6 +121,11 @@ class Turn:
             self._content.append(held)
             yield Content(held)
         return finish
+
+    def _thinks(self, prompt: Prompt) -> bool:
+        """Whether a tag that the model begins with can be meant as one."""
+        template = self._llm.template
+        return prompt.in_reasoning or template.reasons or len(template.think_open_ids) == 1
 
     def _segment(self, prompt: Prompt) -> _Segment:
         """Write until the end, or until words must be put in: returns why, or the words."""

@@ -33,9 +33,9 @@ CASES = {
 }
 
 
-def split(pieces: list[str], in_reasoning: bool) -> tuple[str, str]:
+def split(pieces: list[str], in_reasoning: bool, thinks: bool = True) -> tuple[str, str]:
     """Thought and answer, checked to come in that order."""
-    splitter = ThinkSplitter(in_reasoning)
+    splitter = ThinkSplitter(in_reasoning, thinks)
     events = [event for piece in pieces for event in splitter.push(piece)] + splitter.flush()
     kinds = [type(event) for event in events]
     assert kinds == sorted(kinds, key=[Reasoning, Content].index)
@@ -50,6 +50,11 @@ def test_all_cuts_in_two_and_three_and_single_characters(text: str, in_reasoning
     assert split(list(text), in_reasoning) == want
     for i, j in itertools.combinations_with_replacement(range(len(text) + 1), 2):
         assert split([text[:i], text[i:j], text[j:]], in_reasoning) == want
+
+
+def test_a_model_that_never_thinks_has_only_answers() -> None:
+    for text, _ in CASES:
+        assert split(list(text), False, thinks=False) == ("", text)
 
 
 def test_every_way_to_cut_a_text() -> None:

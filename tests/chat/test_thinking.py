@@ -67,6 +67,15 @@ def test_no_thought_of_a_model_that_opens_it_itself() -> None:
     assert read_text(llm, 0) == ""
 
 
+def test_a_model_that_never_thinks() -> None:
+    for thinking in (Thinking(budget=0), Thinking(budget=1, more=2), Thinking()):
+        llm = FakeLLM([["<think>", "is", " a tag, </think> too"]], in_reasoning=False)
+        llm.template.reasons, llm.template.think_open_ids = False, [1, 2]
+        events = list(Session(llm, thinking=thinking).reply("sum"))
+        assert text(events, Content) == "<think>is a tag, </think> too"
+        assert (text(events, Reasoning), read_text(llm, 0)) == ("", "")
+
+
 def test_more_thought_where_the_model_wants_to_stop() -> None:
     llm, events, _ = talk([["a\n", "</think>", "early"], [", b", "</think>"], SUM], more=2)
     assert text(events, Reasoning) == "a\nWait, b\nWait347 + 586\n= 933\n"
