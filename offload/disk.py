@@ -113,7 +113,7 @@ def _round(descriptor: int, start: int, nbytes: int, until: float) -> float:
     """Bytes/second of reading in pieces, until all is read or the time is over."""
     read = _reader(descriptor, start)
     began, speed = time.perf_counter(), 0.0
-    for done in work_through(pieces([nbytes]), read):
+    for done in work_through(pieces([[(0, nbytes)]]), read):
         now = time.perf_counter()
         speed = done / (now - began)
         if now > until:

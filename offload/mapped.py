@@ -7,7 +7,7 @@ a second for 8 GiB and spares the first token as many page faults.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +22,11 @@ _SCRATCH = 1 << 20
 class Mapped:
     """Files as they are mapped; see offload.residency."""
 
-    def __init__(self, files: Mapping[Path, Buffer]) -> None:
+    def __init__(
+        self, files: Mapping[Path, Buffer], spans: Sequence[Sequence[tuple[int, int]]]
+    ) -> None:
         self.files = files
+        self._todo = pieces(spans)
 
     def load(self) -> Iterator[tuple[int, int]]:
         """Read ahead and populate, piece by piece in several threads.
@@ -41,8 +44,9 @@ class Mapped:
                 if not _populated(addresses[piece.file] + piece.offset, piece.nbytes):
                     _read_through(reader, piece)
 
-            for done in work_through(pieces(sizes), bring):
-                yield done, sum(sizes)
+            total = sum(piece.nbytes for piece in self._todo)
+            for done in work_through(self._todo, bring):
+                yield done, total
 
 
 def _populated(address: int, nbytes: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -25,24 +25,29 @@ class Owned:
     offload.residency.
     """
 
-    def __init__(self, files: Mapping[Path, Buffer]) -> None:
+    def __init__(
+        self, files: Mapping[Path, Buffer], spans: Sequence[Sequence[tuple[int, int]]]
+    ) -> None:
         if not hasattr(os, "preadv"):
             raise Unknown("owned residency is not available on this system", "use mapped")
         self.files: Mapping[Path, Buffer] = {}
-        self._maps = files
+        self._maps, self._todo = files, pieces(spans)
 
     def load(self) -> Iterator[tuple[int, int]]:
-        """Read all files in several threads. Raises FileChanged, Unreadable or NoRoom; the memory
-        is given back when that happens, or when the iterator is closed early.
+        """Read what is wanted in several threads; the rest of the memory is never touched.
+
+        Raises FileChanged, Unreadable or NoRoom; the memory is given back when that happens, or
+        when the iterator is closed early.
         """
         sizes = [len(data) for data in self._maps.values()]
         memory = [_huge(size) for size in sizes]
         with FileReader(list(self._maps), sizes) as reader, ExitStack() as stack:
             copy = _Copy(reader, self._maps, memory, stack)
-            for done in work_through(pieces(sizes), copy.fill):
-                yield done, sum(sizes)
-            for file in range(len(sizes)):  # what the kernel read ahead of a reader
-                reader.forget(file)
+            total = sum(piece.nbytes for piece in self._todo)
+            for done in work_through(self._todo, copy.fill):
+                yield done, total
+            for piece in self._todo:  # what the kernel read ahead of a reader
+                reader.forget(piece.file, piece.offset, piece.nbytes)
         views = [memoryview(data)[:size] for data, size in zip(memory, sizes, strict=True)]
         self.files = {path: view.toreadonly() for path, view in zip(self._maps, views, strict=True)}
         self._maps = {}

@@ -24,12 +24,13 @@ class Piece:
     nbytes: int
 
 
-def pieces(sizes: Sequence[int], piece: int = PIECE) -> list[Piece]:
-    """All pieces of files of `sizes` bytes, in order; every offset is a multiple of `piece`."""
+def pieces(spans: Sequence[Sequence[tuple[int, int]]], piece: int = PIECE) -> list[Piece]:
+    """All pieces of the `spans` (begin, end) of each file, in order."""
     return [
-        Piece(file, offset, min(piece, size - offset))
-        for file, size in enumerate(sizes)
-        for offset in range(0, size, piece)
+        Piece(file, offset, min(piece, end - offset))
+        for file, parts in enumerate(spans)
+        for begin, end in parts
+        for offset in range(begin, end, piece)
     ]
 
 

@@ -23,7 +23,7 @@ Buffer: TypeAlias = mmap.mmap | memoryview
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 # Linux's numbers, for Pythons and C headers that are older than the kernel.
-MADV_WILLNEED, MADV_HUGEPAGE, MADV_POPULATE_READ = 3, 14, 22
+MADV_WILLNEED, MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_READ = 3, 4, 14, 22
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 

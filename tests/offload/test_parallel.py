@@ -15,7 +15,7 @@ from offload.parallel import Piece, pieces, work_through
 
 @given(st.lists(st.integers(0, 5000), max_size=5), st.integers(1, 700))
 def test_pieces_cover_every_byte_once(sizes: list[int], piece: int) -> None:
-    cut = pieces(sizes, piece)
+    cut = pieces([[(0, size)] for size in sizes], piece)
     for file, size in enumerate(sizes):
         mine = [p for p in cut if p.file == file]
         assert [p.offset for p in mine] == list(range(0, size, piece))
@@ -24,7 +24,7 @@ def test_pieces_cover_every_byte_once(sizes: list[int], piece: int) -> None:
 
 
 def test_every_piece_is_worked_on_once() -> None:
-    todo = pieces([1000, 0, 50], 7)
+    todo = pieces([[(0, 1000)], [], [(0, 50)]], 7)
     seen: list[Piece] = []
     done = list(work_through(todo, seen.append))
     assert sorted(seen, key=lambda p: (p.file, p.offset)) == todo
@@ -39,7 +39,7 @@ def test_an_error_ends_the_work() -> None:
         worked.append(piece)
         raise ZeroDivisionError
 
-    todo = pieces([100], 1)
+    todo = pieces([[(0, 100)]], 1)
     with pytest.raises(ZeroDivisionError):
         list(work_through(todo, work))
     assert len(worked) < len(todo)
@@ -51,7 +51,7 @@ def test_a_ctrl_c_ends_the_threads() -> None:
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(work_through(pieces([1000], 1), lambda piece: time.sleep(0.05)))
+            list(work_through(pieces([[(0, 1000)]], 1), lambda piece: time.sleep(0.05)))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

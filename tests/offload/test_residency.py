@@ -13,7 +13,8 @@ import pytest
 
 from offload import parallel, syscalls
 from offload.errors import FileChanged, NoRoom, Unknown, Unreadable
-from offload.residency import Residency, holder
+from offload.residency import Residency, holder, release
+from offload.syscalls import PAGE
 from tests.offload.conftest import SIZES, Files, cached_share, drop
 
 BOTH = pytest.mark.parametrize("name", ["mapped", "owned"])
@@ -54,6 +55,29 @@ def test_the_bytes_are_the_files(
     assert list(weights.files) == paths
     assert_right(weights, contents)
     assert not readers()
+
+
+@BOTH
+def test_only_what_is_wanted_is_brought_in(
+    name: str, paths: list[Path], open_files: Open, contents: list[bytes]
+) -> None:
+    """In whole pages, those that touch only once."""
+    drop(paths)
+    spans = {paths[0]: [(PAGE + 5, PAGE + 9), (0, 7), (3 * PAGE, 3 * PAGE + 1)]}
+    weights = holder(name, open_files(), spans)
+    assert list(weights.load())[-1] == (3 * PAGE, 3 * PAGE)
+    held = bytes(weights.files[paths[0]])
+    for begin, end in ((0, 2 * PAGE), (3 * PAGE, 4 * PAGE)):
+        assert held[begin:end] == contents[0][begin:end]
+
+
+def test_released_pages_leave_the_page_cache(paths: list[Path], open_files: Open) -> None:
+    files = open_files()
+    list(holder("mapped", files).load())
+    release(files, {path: [(0, len(data))] for path, data in files.items()})
+    if cached_share(paths) > 0.5:
+        pytest.skip("this file system does not let go of pages")
+    assert_right(holder("mapped", files), [bytes(data) for data in files.values()])
 
 
 def test_auto_is_mapped_and_other_names_are_refused(open_files: Open) -> None:
