@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from localr1.engine.runner import Runner
+from localr1.engine.runner import Runner, finite
 from localr1.engine.sampler import Sampler, SamplingParams
-from localr1.errors import BadFile, ContextFull, LocalR1Error
+from localr1.errors import ContextFull, LocalR1Error
 from localr1.events import FinishReason, GenerationStats, Progress
 from offload.placement import Placement
 
@@ -86,6 +86,12 @@ class Engine:
         """
         params = params or SamplingParams()
         self._check(ids)
+        try:
+            yield from self._stream(ids, params)
+        finally:
+            self.runner.rest()
+
+    def _stream(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Progress | int]:
         cached = min(self.known(ids), len(ids) - 1)
         began = time.perf_counter()
         for item in self.prefill(ids):
@@ -97,7 +103,7 @@ class Engine:
         sampler, written = Sampler(params, ids), 0
         self.finish_reason = "interrupted"
         while True:
-            token = sampler(_finite(logits)[0])
+            token = self.runner.draw(sampler, logits)
             ended = token in self.stop_ids
             written += not ended
             self.stats = GenerationStats(
@@ -128,7 +134,7 @@ class Engine:
         out = np.empty((len(ids), self.runner.vocab_size), np.float32)
         for begin in range(0, len(ids), self.runner.chunk):
             chunk = list(ids[begin : begin + self.runner.chunk])
-            out[begin : begin + len(chunk)] = _finite(self.runner.logits(chunk))
+            out[begin : begin + len(chunk)] = finite(self.runner.logits(chunk))
             self._commit(chunk)
         return out
 
@@ -158,14 +164,6 @@ class Engine:
     def _truncate(self, length: int) -> None:
         self.cache.truncate(length)
         del self.ids[length:]
-
-
-def _finite(logits: torch.Tensor) -> np.ndarray:
-    """The logits as numpy's; damaged weights are found here, before they choose a token."""
-    if not bool(logits.isfinite().all()):
-        hint = "its weights are damaged: localr1 verify MODEL compares them with the original"
-        raise BadFile("the model computes numbers that are not finite", hint)
-    return logits.numpy()
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -6,20 +6,20 @@ are, and when they count, is the engine's business. The other one is llama.cpp's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from collections.abc import Iterator
+from typing import BinaryIO, Protocol
 
+import numpy as np
 import torch
 
 import cpu_experts
+from localr1.engine.sampler import Sampler
+from localr1.errors import BadFile
 from localr1.models.attention import is_small
 from localr1.models.kv_cache import KVCache
 from localr1.models.transformer import Transformer
 
-if TYPE_CHECKING:  # a machine without a GPU needs no Triton
-    from localr1.engine.graph import DecodeGraph
-
-_SUPER_CHUNK = 32_768  # tokens that pass through one layer before the next: layer-major prefill
+SUPER_CHUNK = 32_768  # tokens that pass through one layer before the next: layer-major prefill
 
 
 class Cache(Protocol):
@@ -39,8 +39,8 @@ class Cache(Protocol):
 class Runner(Protocol):
     """Computes behind the committed tokens of its cache, and commits nothing.
 
-    `chunk`: tokens of a prompt that are read between two commits. Logits are float32 on the CPU and
-    may be overwritten by the next call.
+    `chunk`: tokens of a prompt that are read between two commits. Logits are float32 and may be
+    overwritten by the next call; those of `logits` are on the CPU.
     """
 
     chunk: int
@@ -61,22 +61,41 @@ class Runner(Protocol):
         """The logits `[len(ids), vocab]` behind each of `ids`."""
         ...
 
+    def draw(self, sampler: Sampler, logits: torch.Tensor) -> int:
+        """The sampler's choice by logits `[1, vocab]` that `read` or `step` gave."""
+        return sampler(finite(logits)[0])
 
-class TransformerRunner:
-    """A model of ours. `graph` makes one token one CUDA graph, for models on a GPU."""
+    def rest(self) -> None:
+        """No token will be asked for now."""
+        return
 
-    chunk = _SUPER_CHUNK
 
-    def __init__(
-        self,
-        model: Transformer,
-        context: int,
-        graph: Callable[[KVCache], DecodeGraph] | None = None,
-    ) -> None:
+def finite(logits: torch.Tensor) -> np.ndarray:
+    """The logits as numpy's; damaged weights are found here, before they choose a token."""
+    if not bool(logits.isfinite().all()):
+        raise not_finite()
+    return logits.numpy()
+
+
+def not_finite() -> BadFile:
+    """What to say of logits that are no numbers."""
+    hint = "its weights are damaged: localr1 verify MODEL compares them with the original"
+    return BadFile("the model computes numbers that are not finite", hint)
+
+
+class TransformerRunner(Runner):
+    """A model of ours on the CPU."""
+
+    chunk = SUPER_CHUNK
+
+    def __init__(self, model: Transformer, context: int) -> None:
         self.model = model
         self.vocab_size = model.config.vocab_size
-        self.cache = model.new_cache(context)
-        self.graph = graph(self.cache) if graph else None
+        self._cache = model.new_cache(context)
+
+    @property
+    def cache(self) -> KVCache:
+        return self._cache
 
     def read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
         """As `Runner.read`; yields after each layer."""
@@ -92,8 +111,6 @@ class TransformerRunner:
         # torch's barriers cost milliseconds on a busy machine: only where there is work for them.
         small = is_small(self.model.config, self.cache.length)
         torch.set_num_threads(1 if small else cpu_experts.get_threads())
-        if self.graph is not None:
-            return self.graph.step(token)
         *_, hidden = self.model.layers([token], self.cache)
         return self.model.head(hidden)
 

@@ -59,16 +59,22 @@ class Sampler:
         self.seen = set(seen) if params.repetition_penalty != 1 else None
         self.random = np.random.default_rng(params.seed)
 
-    def __call__(self, logits: np.ndarray) -> int:
-        """Logits float32 `[vocab]` -> the next token id."""
+    def uniform(self) -> float:
+        """The number that the next choice depends on; greedy choices take none from the seed."""
+        return self.random.random() if self.params.temperature else 0.0
+
+    def __call__(self, logits: np.ndarray, uniform: float | None = None) -> int:
+        """Logits float32 `[vocab]` -> the next token id; `uniform` if it was drawn already."""
         params = self.params
+        if uniform is None:
+            uniform = self.uniform()
         if self.seen:
             logits = self._penalised(logits)
         if params.temperature == 0:
             token = int(logits.argmax())
         else:
             ids, probs = self._candidates(logits)
-            token = int(ids[np.searchsorted(probs.cumsum(), self.random.random() * probs.sum())])
+            token = int(ids[np.searchsorted(probs.cumsum(), uniform * probs.sum())])
         if self.seen is not None:
             self.seen.add(token)
         return token

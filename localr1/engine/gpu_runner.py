@@ -1,0 +1,76 @@
+"""Under the loop, a model of ours on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from cpu_experts.mailbox import MailboxError
+from localr1.engine.gpu_draw import GpuDraw
+from localr1.engine.graph import DecodeGraph
+from localr1.engine.runner import SUPER_CHUNK, Runner
+from localr1.engine.sampler import Sampler
+from localr1.errors import LocalR1Error
+from localr1.models.gpu import GpuParts
+from localr1.models.kv_cache import KVCache
+from localr1.models.transformer import Transformer
+
+
+class GpuRunner(Runner):
+    """`model` on `parts`. A token is one CUDA graph; where the mailbox does not work, kernel after
+    kernel, and `problem` says why.
+    """
+
+    chunk = SUPER_CHUNK
+
+    def __init__(self, model: Transformer, parts: GpuParts, context: int) -> None:
+        self.model = model
+        self.vocab_size = model.config.vocab_size
+        self._cache = model.new_cache(context)
+        self._draw = GpuDraw(self.vocab_size, parts.device)
+        self._graph: DecodeGraph | None = None
+        self.problem = ""
+        try:
+            self._graph = DecodeGraph(model, parts, self._cache)
+        except (LocalR1Error, MailboxError) as problem:
+            self.problem = str(problem)
+
+    @property
+    def cache(self) -> KVCache:
+        return self._cache
+
+    def read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
+        """As `Runner.read`; yields after each layer."""
+        n_layers = len(self.model.blk)
+        for layer, state in enumerate(self.model.layers(ids, self._cache)):
+            hidden = state
+            yield (layer + 1) / n_layers
+        yield self.model.head(hidden, last=1)
+
+    def step(self, token: int) -> torch.Tensor:
+        """As `Runner.step`."""
+        if self._graph is not None:
+            return self._graph.step(token)
+        *_, hidden = self.model.layers([token], self._cache)
+        return self.model.head(hidden)
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """As `Runner.logits`."""
+        *_, hidden = self.model.layers(ids, self._cache)
+        return self.model.head(hidden).cpu()
+
+    @torch.inference_mode()
+    def draw(self, sampler: Sampler, logits: torch.Tensor) -> int:
+        """As `Runner.draw`."""
+        return self._draw(sampler, logits)
+
+    def rest(self) -> None:
+        """As `Runner.rest`: the CPU's threads sleep."""
+        if self._graph is not None:
+            self._graph.rest()
+
+    def close(self) -> None:
+        """End the thread that answers the GPU."""
+        if self._graph is not None:
+            self._graph.close()

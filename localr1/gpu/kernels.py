@@ -1,0 +1,32 @@
+"""Every kernel that a model needs on a GPU: what a first start compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from localr1.gpu import (
+    activation,
+    cache_rows,
+    linear_configurations,
+    mailbox,
+    mla,
+    mla_prefill,
+    norm,
+    rope,
+    router,
+    sampling,
+)
+from localr1.gpu.launch import Configuration
+from localr1.gpu.sizes import Sizes
+
+
+def kernels(
+    arch: int, sizes: Sizes, formats: Iterable[str], experts: Iterable[str]
+) -> Iterator[Configuration]:
+    """For a model of `sizes` whose weights on the GPU have `formats`; those of routed experts that
+    lie there too `experts`.
+    """
+    yield from linear_configurations.configurations(arch, sizes, formats, tokens=(1,))
+    yield from linear_configurations.chosen(arch, sizes, experts)
+    for module in (activation, cache_rows, mailbox, mla, mla_prefill, norm, rope, router, sampling):
+        yield from module.configurations(arch, sizes)

@@ -1,0 +1,39 @@
+"""What the engine draws on the GPU against `Sampler`, token after token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from localr1.engine.gpu_draw import GpuDraw
+from localr1.engine.sampler import Sampler, SamplingParams
+from localr1.errors import BadFile
+
+VOCAB = 3000
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, temperature=1.0, repetition_penalty=1.3),
+        SamplingParams(seed=3, temperature=100.0),  # flat: the GPU leaves it to the sampler
+    ],
+)
+def test_a_text_is_the_samplers(device: str, params: SamplingParams) -> None:
+    draw = GpuDraw(VOCAB, torch.device(device))
+    for seen in ([5, 9], [7]):  # a second text marks other tokens
+        on_gpu, on_cpu = Sampler(params, seen), Sampler(params, seen)
+        for _ in range(4):
+            logits = torch.randn(1, VOCAB) * 5
+            logits[0, [5, 7, 9]] = 30.0  # likely, unless the penalty counts
+            assert draw(on_gpu, logits.to(device)) == on_cpu(logits.numpy()[0])
+        assert on_gpu.seen == on_cpu.seen
+
+
+def test_what_is_no_number_is_refused(device: str) -> None:
+    logits = torch.zeros(1, VOCAB, device=device)
+    logits[0, 17] = float("nan")
+    with pytest.raises(BadFile, match="not finite"):
+        GpuDraw(VOCAB, torch.device(device))(Sampler(SamplingParams()), logits)
