@@ -1,0 +1,221 @@
+"""The other engine: llama.cpp computes the logits, everything else is as with ours.
+
+A `LlamaRunner` under the same loop, so sampling, template, thinking and sessions do not know which
+engine it is. For machines and architectures that ours does not cover. Only llama.cpp's plain
+functions are used (llama_library.py); what it keeps of the conversation is in llama_cache.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any
+
+import numpy as np
+import torch
+
+import cpu_experts
+from localr1.engine import llama_library
+from localr1.engine.engine import Engine
+from localr1.engine.llama_cache import N_SEQUENCES, LlamaCache
+from localr1.engine.llama_plan import BATCH, LlamaModel
+from localr1.engine.load import Report, asked_context, does_not_fit
+from localr1.engine.runner import Runner
+from localr1.errors import BadFile, DoesNotFit, LocalR1Error, Unsupported
+from localr1.events import Progress
+from localr1.models.gguf import GGUFFile
+from offload.memory import available_bytes
+from offload.placement import Placement
+from offload.residency import AUTO, MAPPED
+
+_LOOK_SECONDS = 0.05  # between two looks at what the other thread does: Ctrl-C comes through then
+
+
+class LlamaRunner(Runner):
+    """One model and one context of llama.cpp, both freed with this."""
+
+    chunk = BATCH
+
+    def __init__(self, lib: Any, model: Any, context: Any, max_length: int) -> None:
+        self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
+        self._cache = LlamaCache(lib, context, max_length)
+        self._lib, self._context = lib, context
+        self._thread = ThreadPoolExecutor(1)  # reads prompts, so that this one hears of Ctrl-C
+        self._stop = ctypes.create_string_buffer(2)
+        # Asked between all operations of all layers, so it is no Python: a text of one character
+        # has the length 1, which llama.cpp takes for "stop".
+        self._asked = lib.ggml_abort_callback(_address(_libc().strlen))
+        lib.llama_set_abort_callback(context, self._asked, ctypes.addressof(self._stop))
+        weakref.finalize(self, _free, lib, model, context)
+
+    @property
+    def cache(self) -> LlamaCache:
+        return self._cache
+
+    def read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
+        """As `Runner.read`; a closed iterator ends the computing within one operation."""
+        if len(ids) == 1:
+            yield self.step(ids[0])
+            return
+        job = self._thread.submit(self._decode, ids)
+        try:
+            while not _done(job):
+                yield 0.0
+            job.result()
+        finally:
+            self._stop[0] = b"\1"
+            wait_for([job])
+            self._stop[0] = b"\0"
+        yield 1.0
+        yield self._last()
+
+    def step(self, token: int) -> torch.Tensor:
+        """As `Runner.step`."""
+        self._decode([token])
+        return self._last()
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """As `Runner.logits`."""
+        self._decode(ids, everywhere=True)
+        return self._tensor(self._lib.llama_get_logits(self._context), len(ids))
+
+    def _decode(self, ids: list[int], everywhere: bool = False) -> None:
+        """Compute behind the committed tokens; logits behind the last of `ids`, or all."""
+        self._cache.clean()
+        self._cache.written()
+        tokens = (ctypes.c_int32 * len(ids))(*ids)  # a batch only points to it
+        batch = self._lib.llama_batch_get_one(tokens, len(ids))
+        if everywhere:
+            batch.logits = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
+        if code := self._lib.llama_decode(self._context, batch):
+            why = llama_library.complaints() or "it does not say why"
+            raise LocalR1Error(f"llama.cpp could not compute (code {code}): {why}")
+
+    def _last(self) -> torch.Tensor:
+        return self._tensor(self._lib.llama_get_logits_ith(self._context, -1), 1)
+
+    def _tensor(self, pointer: Any, n_tokens: int) -> torch.Tensor:
+        """llama.cpp's own buffer, which its next call writes over."""
+        return torch.from_numpy(np.ctypeslib.as_array(pointer, (n_tokens, self.vocab_size)))
+
+
+def load_llama_cpp(
+    source: GGUFFile,
+    stop_ids: frozenset[int],
+    *,
+    context: int | None = None,
+    vram: int | None = None,
+    ram: int | None = None,
+    threads: int | None = None,
+    residency: str = AUTO,
+    report: Report = lambda progress: None,
+) -> Engine:
+    """An engine over llama.cpp for an open file, planned like ours; arguments as `load_engine`.
+
+    `vram` in bytes that we may use (default: what is free on the GPUs llama.cpp can use). Raises
+    Unsupported (it is not installed, or cannot go back to an earlier token), DoesNotFit, BadFile.
+    """
+    lib = llama_library.require()
+    if residency not in (AUTO, MAPPED):
+        hint = "leave --residency out, or take --engine hybrid"
+        raise Unsupported("llama.cpp maps its files, and keeps them no other way", hint)
+    sizes = LlamaModel(source)
+    room = available_bytes() if ram is None else min(ram, available_bytes())
+    free = llama_library.free_vram()
+    asked = asked_context(sizes.max_context, context)
+    found, layers = sizes.placement(asked, room, free if vram is None else min(vram, free))
+    if not found.fits and not (found.works and residency == MAPPED):
+        raise does_not_fit(source.path.name, found)
+    cpu_experts.set_threads(threads)
+    model = _load_model(lib, source, layers, found.fits, report)
+    try:
+        _refuse_running_state(lib, model)
+        made = _new_context(lib, model, found)
+    except LocalR1Error:
+        lib.llama_model_free(model)
+        raise
+    return Engine(LlamaRunner(lib, model, made, found.context), stop_ids, found)
+
+
+def _load_model(lib: Any, source: GGUFFile, layers: int, fits: bool, report: Report) -> Any:
+    """llama.cpp's handle of the model, loaded in another thread: this one waits and tells."""
+    share, wanted = 0.0, True
+
+    def on_progress(value: float, data: object) -> bool:
+        nonlocal share
+        share = value
+        return wanted
+
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = layers
+    params.use_extra_bufts = fits and llama_library.repacks_safely()  # a second copy of weights
+    params.progress_callback = lib.llama_progress_callback(on_progress)
+    llama_library.complaints()
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(lib.llama_model_load_from_file, os.fsencode(source.path), params)
+        try:
+            while not _done(job):
+                report(Progress("Loading", int(share * source.nbytes), source.nbytes, "bytes"))
+        except BaseException:
+            wanted = False
+            if model := job.result():
+                lib.llama_model_free(model)
+            raise
+    if not job.result():
+        raise _not_loaded(source.path.name, llama_library.complaints())
+    return job.result()
+
+
+def _not_loaded(name: str, why: str) -> LocalR1Error:
+    if "unknown model architecture" in why or "unknown pre-tokenizer" in why:
+        return Unsupported(f"llama.cpp cannot load {name}: {why}", "a newer version of it may")
+    return BadFile(f"llama.cpp cannot load {name}: {why}", "localr1 verify MODEL checks the file")
+
+
+def _refuse_running_state(lib: Any, model: Any) -> None:
+    """Models whose cache is one state for all tokens cannot take the last of them back."""
+    if (
+        lib.llama_model_is_recurrent(model)
+        or lib.llama_model_is_hybrid(model)
+        or lib.llama_model_has_encoder(model)
+    ):
+        hint = "models with attention in all layers can be run"
+        raise Unsupported("the model keeps a running state, so no answer could be repeated", hint)
+
+
+def _new_context(lib: Any, model: Any, found: Placement) -> Any:
+    params = lib.llama_context_default_params()
+    params.n_ctx = found.context
+    params.n_batch = params.n_ubatch = BATCH
+    params.n_seq_max = N_SEQUENCES
+    params.kv_unified = True  # both sequences in one memory, so that they can share its cells
+    params.swa_full = True  # else tokens outside a sliding window could not be returned to
+    params.n_threads = params.n_threads_batch = cpu_experts.get_threads()
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        problem = f"llama.cpp has no room for {found.context:,} tokens: "
+        raise DoesNotFit(problem + llama_library.complaints(), "a smaller --context may fit")
+    return context
+
+
+def _done(job: Future[Any]) -> bool:
+    """Wait a moment for another thread's work; whether it has ended."""
+    return bool(wait_for([job], _LOOK_SECONDS).done)
+
+
+def _free(lib: Any, model: Any, context: Any) -> None:
+    lib.llama_free(context)
+    lib.llama_model_free(model)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+
+
+def _address(function: Any) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value

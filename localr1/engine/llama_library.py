@@ -1,0 +1,124 @@
+"""llama.cpp as a library: whether it can be had, what it complained about, the GPUs it can use.
+
+It comes with llama-cpp-python, an extra of this package. Its log lines are kept here and never
+reach the screen. Not here: any model (llama_cpp.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections import deque
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from localr1.errors import Unsupported
+
+INSTALL = "pip install 'localr1[llama-cpp]'"
+_LEAST = (0, 3, 30)
+_ERROR, _CONTINUED = 4, 5  # ggml's log levels
+_GPU, _GPU_IN_CPU = 1, 2  # ggml's kinds of devices
+
+
+class _Log:
+    """The last lines of errors; what is only news is dropped."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=4)
+        self._failing = False
+
+    def take(self, level: int, text: bytes, data: object) -> None:
+        """llama.cpp's callback: one line, or a further piece of one."""
+        if level != _CONTINUED:
+            self._failing = level == _ERROR
+        if self._failing and text.strip():
+            self._lines.append(" ".join(text.decode("utf-8", "replace").split()))
+
+    def drain(self) -> str:
+        """What went wrong since the last call, "" where llama.cpp did not say."""
+        lines, self._lines = self._lines, deque(maxlen=4)
+        return "; ".join(lines)
+
+
+_log = _Log()
+_callbacks: list[Any] = []  # llama.cpp keeps a pointer: they live as long as the process
+
+
+def missing() -> str:
+    """Why llama.cpp cannot be used here; "" when it can."""
+    try:
+        found = version("llama-cpp-python")
+    except PackageNotFoundError:
+        return "llama-cpp-python is not installed"
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
+    if numbers < _LEAST:
+        return f"llama-cpp-python {found} is older than {'.'.join(map(str, _LEAST))}"
+    try:
+        library()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"llama-cpp-python {found} cannot be loaded ({' '.join(str(error).split())})"
+    return ""
+
+
+@cache
+def library() -> Any:
+    """The module of llama.cpp's own functions, started and silenced. Raises what importing does."""
+    lib: Any = import_module("llama_cpp.llama_cpp")
+    _callbacks.append(lib.llama_log_callback(_log.take))
+    lib.llama_log_set(_callbacks[-1], None)
+    lib.llama_backend_init()
+    return lib
+
+
+def require() -> Any:
+    """`library()`, or Unsupported with the command that installs it."""
+    if why := missing():
+        raise Unsupported(why, INSTALL)
+    return library()
+
+
+def complaints() -> str:
+    """Why the last call failed, in llama.cpp's words."""
+    return _log.drain()
+
+
+def repacks_safely() -> bool:
+    """Whether llama.cpp may lay weights out anew for this CPU, which makes it quicker.
+
+    Not on CPUs with AMX: its layout for AMX ended the process on three of three models (0.3.36).
+    """
+    return b"AMX_INT8 = 1" not in library().llama_print_system_info()
+
+
+def free_vram() -> int:
+    """Free bytes on the GPUs that this build of llama.cpp can use; 0 where there is none."""
+    if not library().llama_supports_gpu_offload():
+        return 0
+    ggml = _ggml()
+    by_kind = {_GPU: 0, _GPU_IN_CPU: 0}
+    for number in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(number)
+        kind = ggml.ggml_backend_dev_type(device)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        if kind in by_kind:
+            by_kind[kind] += free.value
+    return by_kind[_GPU] or by_kind[_GPU_IN_CPU]  # as llama.cpp itself chooses
+
+
+@cache
+def _ggml() -> ctypes.CDLL:
+    """ggml's functions about devices, which llama-cpp-python does not wrap."""
+    extensions = import_module("llama_cpp._ctypes_extensions")
+    folder = Path(import_module("llama_cpp").__file__ or "").parent / "lib"
+    ggml: ctypes.CDLL = extensions.load_shared_library("ggml", folder)
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    ggml.ggml_backend_dev_count.restype = size
+    ggml.ggml_backend_dev_get.argtypes = [size]
+    ggml.ggml_backend_dev_get.restype = pointer
+    ggml.ggml_backend_dev_type.argtypes = [pointer]
+    ggml.ggml_backend_dev_memory.argtypes = [pointer, ctypes.POINTER(size), ctypes.POINTER(size)]
+    return ggml
