@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -25,20 +26,14 @@ class LLM:
     def __init__(
         self,
         resolved: registry.Resolved,
-        context: int | None,
-        ram: int | None,
-        threads: int | None,
-        residency: str,
-        report: Report,
+        **options: Any,
     ) -> None:
+        """`options` are those of `load_engine`."""
         self.name, self.path, self.entry = resolved.name, resolved.path, resolved.entry
         source = open_source(resolved.path)
         self.config = read_config(source)
         self.tokenizer, self.template = read_text(source)
-        self.engine: Engine = load_engine(
-            source, self.config, self.tokenizer.stop_ids,
-            context=context, ram=ram, threads=threads, residency=residency, report=report,
-        )  # fmt: skip
+        self.engine: Engine = load_engine(source, self.config, self.tokenizer.stop_ids, **options)
         self.sampling = SamplingParams(**(self.entry.sampling if self.entry else {}))
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -84,19 +79,23 @@ def load(
     """Load a model: a name in models.toml, a .gguf path (any shard of a split file), or a HF
     folder.
 
-    `ram` is what we may use, in bytes or as "24GiB"; `context` in tokens; `residency`
-    is how weights stay in RAM: "mapped", "owned" (docs/placement.md) or "auto"; `progress` is
-    called with `Progress` values. Raises LocalR1Error: ModelNotFound, BadFile, Unsupported,
-    DoesNotFit.
+    `device` is "cpu", "cuda" or "auto": a GPU where one can be used. `vram` and `ram` are what we
+    may use, in bytes or as "24GiB"; `context` in tokens; `residency` is how weights stay in RAM:
+    "mapped", "owned" (docs/placement.md) or "auto"; `progress` is called with `Progress` values.
+    Raises LocalR1Error: ModelNotFound, BadFile, Unsupported, DoesNotFit.
     """
-    if device not in ("auto", "cpu"):
-        raise Unsupported(f"device {device!r} is not available yet", 'use device="cpu" or "auto"')
     if engine not in ("auto", "hybrid"):
         raise Unsupported(f"engine {engine!r} is not available yet", 'use engine="auto"')
-    if vram not in (None, 0):
-        raise Unsupported("GPUs are not used yet, so vram has no effect", "leave vram out")
-    report = progress or (lambda value: None)
-    return LLM(registry.resolve(model), context, size_in_bytes(ram), threads, residency, report)
+    return LLM(
+        registry.resolve(model),
+        device=device,
+        vram=size_in_bytes(vram),
+        ram=size_in_bytes(ram),
+        context=context,
+        threads=threads,
+        residency=residency,
+        report=progress or (lambda value: None),
+    )
 
 
 def size_in_bytes(size: int | str | None) -> int | None:

@@ -156,7 +156,7 @@ def _footing(choice: Choice, hardware: Hardware, given: Collection[str]) -> str:
         source = "from the size of its files, about"
     lines.append(f"weights: {decimal(choice.stock.nbytes)} {source}")
     if choice.placement.gpu:
-        lines.append("GPU speeds are estimates from an H100; chat does not use a GPU yet")
+        lines.append("GPU speeds are estimates from an H100")
     if hardware.gpus and not gpu:
         needed = ".".join(map(str, CAPABILITY))
         lines.append(f"the GPU is too old: kernels need compute capability {needed}")

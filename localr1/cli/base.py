@@ -53,6 +53,11 @@ System = Annotated[
     str | None, typer.Option(help="A system prompt; R1's makers advise against one.")
 ]
 Context = Annotated[int | None, typer.Option(help="Room for the conversation, in tokens.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where to compute: cpu, cuda, or auto, a GPU if one can be used.")
+]
+Vram = Annotated[str | None, typer.Option(help="VRAM that may be used, such as 24GiB or 24.")]
+Ram = Annotated[str | None, typer.Option(help="RAM that may be used, such as 382GiB or 382.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads to compute with.")]
 Residency = Annotated[
     str | None,

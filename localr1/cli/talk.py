@@ -13,10 +13,12 @@ import localr1
 from localr1.cli.base import (
     Context,
     Debug,
+    Device,
     Json,
     MaxTokens,
     MinP,
     Model,
+    Ram,
     RepetitionPenalty,
     Residency,
     Seed,
@@ -26,6 +28,7 @@ from localr1.cli.base import (
     Threads,
     TopK,
     TopP,
+    Vram,
     app,
     guarded,
     settings_of,
@@ -36,7 +39,6 @@ from localr1.registry import is_known
 if TYPE_CHECKING:
     from localr1.chat.session import Session
     from localr1.chat.views import ThinkMode
-    from localr1.llm import LLM
 
 Think = Annotated[
     str | None, typer.Option(help="How thoughts are shown: fold (to one line), show or hide.")
@@ -88,6 +90,9 @@ def chat(
     think_more: ThinkMore = None,
     no_think: NoThink = False,
     context: Context = None,
+    device: Device = None,
+    vram: Vram = None,
+    ram: Ram = None,
     threads: Threads = None,
     residency: Residency = None,
     debug: Debug = False,
@@ -121,6 +126,9 @@ def run(
     samples: Samples = 1,
     vote: Vote = False,
     context: Context = None,
+    device: Device = None,
+    vram: Vram = None,
+    ram: Ram = None,
     threads: Threads = None,
     residency: Residency = None,
     output: Output = None,
@@ -236,17 +244,6 @@ def _think(flags: dict[str, Any]) -> ThinkMode:
     raise LocalR1Error(f"thoughts cannot be shown as {wanted!r}", ", ".join(THINK_MODES), USAGE)
 
 
-def _say_what_shrank(llm: LLM) -> None:
-    """One line where memory was too short for the context that was asked for."""
-    found = llm.engine.placement
-    if found is not None and found.context < found.asked_context:
-        print(
-            f"memory is short: the context is {found.context:,} tokens, not"
-            f" {found.asked_context:,} (localr1 plan says why)",
-            file=sys.stderr,
-        )
-
-
 def _open(flags: dict[str, Any]) -> Session:
     """Load the model that the flags name, for an empty conversation set up as they say."""
     settings = settings_of(flags)
@@ -263,11 +260,14 @@ def _open(flags: dict[str, Any]) -> Session:
     with ProgressLine(sys.stderr) as progress:
         llm = localr1.load(
             settings["model"],
+            device=settings["device"],
+            vram=settings["vram"],
             context=settings["context"],
             threads=settings["threads"],
             residency=str(settings["residency"]),
             ram=settings["ram"],
             progress=progress.show,
         )
-    _say_what_shrank(llm)
+    for note in llm.engine.notes:
+        print(note, file=sys.stderr)
     return Session(llm, settings["system"], params, thinking)

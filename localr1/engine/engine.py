@@ -26,10 +26,15 @@ class Engine:
     """One model, one cache, one conversation at a time."""
 
     def __init__(
-        self, runner: Runner, stop_ids: frozenset[int], placement: Placement | None = None
+        self,
+        runner: Runner,
+        stop_ids: frozenset[int],
+        placement: Placement | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.runner = runner
         self.placement = placement  # the plan that the model was loaded by
+        self.notes = notes  # what a user should know of how it was loaded
         self.stop_ids = stop_ids
         self.cache = runner.cache
         self.max_context = runner.cache.max_length

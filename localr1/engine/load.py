@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import cpu_experts
+from cpu_experts import QuantTensor
+from localr1.engine.device import AUTO as AUTO_DEVICE
+from localr1.engine.device import CPU, CUDA, room
 from localr1.engine.engine import Engine
-from localr1.engine.runner import TransformerRunner
+from localr1.engine.runner import Runner, TransformerRunner
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models import compiled, inventory
 from localr1.models.architecture import Config
+from localr1.models.config import ModelConfig
+from localr1.models.gguf import GGUFFile
+from localr1.models.linear import Weights
 from localr1.models.shapes import check_shapes
 from localr1.models.source import Source
 from localr1.models.transformer import Transformer
 from offload.errors import NoRoom, ResidencyError, Unknown
-from offload.hardware import on_paper
-from offload.memory import available_bytes
-from offload.placement import Placement
+from offload.hardware import Hardware
+from offload.placement import Placement, Tier
 from offload.planner import LEAST_CONTEXT, plan
-from offload.residency import AUTO, MAPPED, holder
+from offload.residency import AUTO, MAPPED, holder, release
 
 Report = Callable[[Progress], None]
 
@@ -31,26 +37,58 @@ def load_engine(
     config: Config,
     stop_ids: frozenset[int],
     *,
-    context: int | None = None,
+    device: str = AUTO_DEVICE,
+    vram: int | None = None,
     ram: int | None = None,
+    context: int | None = None,
     threads: int | None = None,
     residency: str = AUTO,
     report: Report = lambda progress: None,
 ) -> Engine:
-    """Bring the weights into RAM, build the model on the CPU and an empty cache, as planned.
+    """Bring the weights to where the plan has them, build the model there and an empty cache.
 
-    `context` in tokens (default: the model's own, at most 16,384), less where memory is short:
-    the engine's `placement` tells. `ram` in bytes that we may use (default: what is free);
-    `residency` "auto", "mapped" or "owned" (docs/placement.md). Raises DoesNotFit before anything
-    big is allocated.
+    `device` "cpu", "cuda" or "auto"; `vram` and `ram` in bytes that we may use (default: what is
+    free); `context` in tokens (default: the model's own, at most 16,384), less where memory is
+    short: the engine's `placement` tells. `residency` "auto", "mapped" or "owned"
+    (docs/placement.md). Raises DoesNotFit before anything big is allocated, Unsupported.
     """
     formats = check_shapes(config, source)
-    found = placement(source, config, asked_context(config.max_context, context), ram, residency)
-    _bring_in(source, residency, found.fits, report)
+    if not isinstance(config, ModelConfig) and device == AUTO_DEVICE:
+        device = CPU
+    machine = room(device, ram, vram, threads, report)
+    asked = asked_context(config.max_context, context)
+    found = placement(source, config, asked, machine.hardware, residency)
+    if device == CUDA and not found.gpu:
+        raise _not_on_the_gpu(source.path.name, found)
+    weights = _bring_in(source, residency, found, report)
     cpu_experts.set_threads(threads)
-    _compile(formats, report)
-    model = Transformer(config, source, found.context)
-    return Engine(TransformerRunner(model, found.context), stop_ids, found)
+    runner: Runner
+    if found.gpu and machine.gpu is not None and isinstance(config, ModelConfig):
+        from localr1.engine.gpu_load import gpu_runner
+
+        in_ram = _names(source, found, Tier.RAM)
+        _compile({weights[name].format.name for name in in_ram}, report)
+        runner = gpu_runner(config, weights, found, machine.gpu, report)
+        _release(source, found)
+    else:
+        _compile(formats, report)
+        runner = TransformerRunner(Transformer(config, weights, found.context), found.context)
+    return Engine(runner, stop_ids, found, _notes(machine.problem, runner, found))
+
+
+def _notes(problem: str, runner: Runner, found: Placement) -> list[str]:
+    """What a user should know of how the model was loaded."""
+    notes = [problem, runner.problem]
+    if found.context < found.asked_context:
+        notes.append(
+            f"memory is short: the context is {found.context:,} tokens, not"
+            f" {found.asked_context:,} (localr1 plan says why)"
+        )
+    return [note for note in notes if note]
+
+
+def _names(source: Source, found: Placement, tier: Tier) -> list[str]:
+    return [name for name in source.names() if found.tiers.get(name) is tier]
 
 
 def _compile(formats: set[str], report: Report) -> None:
@@ -76,19 +114,27 @@ def asked_context(most: int, asked: int | None) -> int:
     return asked
 
 
-def placement(source: Source, config: Config, context: int, ram: int | None, how: str) -> Placement:
-    """The plan for an open model on this machine's CPU, with what is free now.
+def placement(
+    source: Source, config: Config, context: int, machine: Hardware, how: str
+) -> Placement:
+    """The plan for an open model on what is free of this machine.
 
     Weights that do not fit are refused, unless someone asked for them to be mapped: then the disk
     is read for every token. Cache and workspace must always fit. Raises DoesNotFit.
     """
-    free = available_bytes()
-    room = free if ram is None else min(ram, free)
     stock = inventory.from_source(source, config)
-    found = plan(stock.weights, on_paper(vram=None, ram=room), context, stock.demands)
+    found = plan(stock.weights, machine, context, stock.demands)
     if found.fits or (found.works and how == MAPPED):
         return found
     raise does_not_fit(source.path.name, found)
+
+
+def _not_on_the_gpu(name: str, found: Placement) -> DoesNotFit:
+    free = found.gpu_room / (1 << 30)
+    return DoesNotFit(
+        f"{name} cannot use the GPU with {free:.1f} GiB of free VRAM",
+        "localr1 plan shows what it needs there; a smaller --context needs less",
+    )
 
 
 def does_not_fit(name: str, found: Placement) -> DoesNotFit:
@@ -104,12 +150,30 @@ def does_not_fit(name: str, found: Placement) -> DoesNotFit:
     return DoesNotFit(problem, hint)
 
 
-def _bring_in(source: Source, how: str, fits: bool, report: Report) -> None:
-    """Bring the weights into RAM, or leave them on the disk where they are too big for it."""
+class _Placed:
+    """Weights of which some are held elsewhere than the file is mapped."""
+
+    def __init__(self, source: Source, held: Source, names: list[str]) -> None:
+        self._source, self._held, self._names = source, held, frozenset(names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._source
+
+    def __getitem__(self, name: str) -> QuantTensor:
+        return (self._held if name in self._names else self._source)[name]
+
+
+def _bring_in(source: Source, how: str, found: Placement, report: Report) -> Weights:
+    """Bring weights into RAM, those that a GPU gets left out, or leave all on the disk where they
+    are too big for it.
+    """
+    in_ram = _names(source, found, Tier.RAM)
+    split = bool(found.gpu) and isinstance(source, GGUFFile)
+    spans = source.spans(in_ram) if split and isinstance(source, GGUFFile) else None
     try:
-        weights = holder(how, source.files)
-        if not fits:
-            return
+        weights = holder(how, source.files, spans)
+        if not found.fits:
+            return source
         for done, total in weights.load():
             report(Progress("Loading", done, total, "bytes"))
     except NoRoom as error:
@@ -118,4 +182,12 @@ def _bring_in(source: Source, how: str, fits: bool, report: Report) -> None:
         raise LocalR1Error(str(error), error.hint, USAGE) from error
     except ResidencyError as error:
         raise BadFile(str(error), error.hint) from error
-    source.move_to(weights.files)
+    held = copy.copy(source) if split else source
+    held.move_to(weights.files)
+    return _Placed(source, held, in_ram) if split else source
+
+
+def _release(source: Source, found: Placement) -> None:
+    """Let go of the pages of weights that the GPU holds now."""
+    if isinstance(source, GGUFFile):
+        release(source.files, source.spans(_names(source, found, Tier.GPU)))

@@ -45,6 +45,7 @@ class Runner(Protocol):
 
     chunk: int
     vocab_size: int
+    problem: str = ""  # why it is slower than it might be
 
     @property
     def cache(self) -> Cache: ...

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,15 @@ class GGUFFile:
     def files(self) -> Mapping[Path, Buffer]:
         """The bytes of every file of the model, as mapped or as `move_to` left them."""
         return self._files
+
+    def spans(self, names: Iterable[str]) -> dict[Path, list[tuple[int, int]]]:
+        """Where these tensors lie: (begin, end) in bytes, file by file."""
+        paths = list(self._files)
+        found: dict[Path, list[tuple[int, int]]] = {}
+        for info in (self.tensors[name] for name in names):
+            end = info.offset + _nbytes(info, _format(info))
+            found.setdefault(paths[info.shard], []).append((info.offset, end))
+        return found
 
     def move_to(self, files: Mapping[Path, Buffer]) -> None:
         """Take the same bytes from other memory from now on; the mappings end with their views."""

@@ -19,6 +19,7 @@ from localr1.gpu.norm import rms_norm
 from localr1.gpu.router import route
 from localr1.gpu.tiles import FEW
 from localr1.gpu.weights import GpuWeight, upload
+from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.gpu_experts import RamExperts, RamMLP, Stage, VramExperts
 from localr1.models.gpu_mla import PIECE, GpuMLA
@@ -81,7 +82,7 @@ class GpuParts:
             return GpuMLP(self, bank)
         return RamMLP(self.stage, layer, bank)
 
-    def attention(self, config: ModelConfig, weights: Weights, layer: int) -> GpuMLA:
+    def attention(self, config: Config, weights: Weights, layer: int) -> GpuMLA:
         return GpuMLA(self, weights, layer)
 
     def experts(self, layer: int, bank: ExpertBank) -> RamExperts | VramExperts:

@@ -49,7 +49,8 @@ class Copied(NamedTuple):
     def wait(self) -> torch.Tensor:
         if self.arrived is not None:
             self.arrived.synchronize()
-        moe_forward(*(part.numpy() for part in self.question), self.bank, self.answer.numpy())
+        x, ids, weights = (part.numpy() for part in self.question)
+        moe_forward(x, ids, weights, self.bank, self.answer.numpy())
         return self.answer.to(self.device, non_blocking=True, copy=True)
 
 

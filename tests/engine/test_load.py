@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import localr1
-from localr1.engine import load as loading
-from localr1.errors import DoesNotFit
+from localr1.engine import device
+from localr1.errors import DoesNotFit, LocalR1Error, Unsupported
 from localr1.models import inventory
 from localr1.models.source import open_source, read_config
 from offload.hardware import on_paper
@@ -59,12 +60,22 @@ def test_the_context_shrinks_before_a_model_is_refused(monkeypatch: pytest.Monke
     assert llm.engine.max_context == 1024
     assert llm.engine.placement is not None
     assert llm.engine.placement.asked_context == 2048
+    assert [note.startswith("memory is short") for note in llm.engine.notes] == [True]
     assert llm.logits(IDS).shape == (4, 768)
 
 
 def test_ram_that_is_not_there_is_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ram=` cannot be more than what is free, which is measured at every start."""
-    monkeypatch.setattr(loading, "available_bytes", lambda: 64 << 20)
+    monkeypatch.setattr(device, "available_bytes", lambda: 64 << 20)
     with pytest.raises(DoesNotFit, match=r"0\.1 GiB is free"):
         localr1.load("tiny-r1", ram="500GiB")
     assert LEAST_CONTEXT > 0
+
+
+def test_a_gpu_that_is_not_there_is_not_promised() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(Unsupported, match="GPU"):
+        localr1.load("tiny-r1", device="cuda")
+    with pytest.raises(LocalR1Error, match="no device"):
+        localr1.load("tiny-r1", device="tpu")

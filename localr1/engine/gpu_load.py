@@ -1,0 +1,75 @@
+"""From a plan with a GPU in it to a runner: compile the kernels, bring the weights up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from localr1.engine.gpu_runner import GpuRunner
+from localr1.errors import DoesNotFit, Unsupported
+from localr1.events import Progress
+from localr1.gpu.driver import GpuError
+from localr1.gpu.kernels import kernels
+from localr1.gpu.launch import architecture
+from localr1.gpu.warmup import warmup
+from localr1.models.config import ModelConfig
+from localr1.models.gpu import GpuParts
+from localr1.models.linear import Weights
+from localr1.models.transformer import Transformer
+from offload.placement import Placement, Tier
+
+Report = Callable[[Progress], None]
+
+
+def gpu_runner(
+    config: ModelConfig, weights: Weights, found: Placement, index: int, report: Report
+) -> GpuRunner:
+    """The model where `found` places it, its GPU being number `index`.
+
+    Raises DoesNotFit where somebody else took the memory meanwhile, Unsupported where kernels do
+    not compile or run.
+    """
+    torch.cuda.set_device(index)
+    on_gpu = [name for name, tier in found.tiers.items() if tier is Tier.GPU and name in weights]
+    try:
+        _compile(config, weights, on_gpu, index, report)
+        total = sum(weights[name].nbytes for name in on_gpu)
+        with torch.inference_mode():
+            parts = GpuParts(
+                config, found.context, f"cuda:{index}", set(on_gpu).__contains__,
+                _sent(report, total),
+            )  # fmt: skip
+            model = Transformer(config, weights, found.context, parts)
+        return GpuRunner(model, parts, found.context)
+    except torch.OutOfMemoryError as error:
+        free = torch.cuda.mem_get_info(index)[0] / (1 << 30)
+        hint = "close what uses it, or take a smaller --context, --vram or --device cpu"
+        raise DoesNotFit(f"the GPU ran out of memory; {free:.1f} GiB is free", hint) from error
+    except GpuError as error:
+        raise Unsupported(str(error), "--device cpu runs without the GPU") from error
+
+
+def _compile(
+    config: ModelConfig, weights: Weights, on_gpu: Iterable[str], index: int, report: Report
+) -> None:
+    """Compile the kernels that the disk lacks."""
+    formats: dict[bool, set[str]] = {False: set(), True: set()}
+    for name in on_gpu:
+        formats["_exps." in name].add(weights[name].format.name)
+    arch = architecture(index)
+    for done, total in warmup(kernels(arch, config, formats[False], formats[True]), arch):
+        if total:
+            report(Progress("Compiling GPU kernels, first run only", done, total, "kernels"))
+
+
+def _sent(report: Report, total: int) -> Callable[[int], None]:
+    """`report` for an upload of `total` bytes, told of each piece of it."""
+    done = 0
+
+    def more(piece: int) -> None:
+        nonlocal done
+        done += piece
+        report(Progress("Loading to the GPU", min(done, total), total, "bytes"))
+
+    return more
