@@ -7,6 +7,7 @@ business: the session renders the whole conversation each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from localr1.chat.thinking import Thinking
@@ -102,7 +103,14 @@ class Session:
         if not self.transcript.messages:
             return []
         said = self.transcript.said()
-        return self.llm.template.encode(said, add_generation_prompt=False).ids
+        prompts = (said, self.transcript.prompt("a"), self.transcript.prompt("b"))
+        encode = self.llm.template.encode
+        settled, one, other = (encode(m, add_generation_prompt=False).ids for m in prompts)
+        if one[: len(settled)] == settled:
+            return settled
+        # Qwen3's template gives the last answer an empty thought, for as long as it is the last
+        pairs = zip(one, other, strict=False)
+        return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
     def settle(self) -> Iterator[None]:
         """Re-read the last answer without its thought, so that the next turn starts at once.

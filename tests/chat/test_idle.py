@@ -10,7 +10,11 @@ import pytest
 
 from localr1.chat.idle import Idle
 from localr1.chat.session import Session
+from localr1.chat.transcript import Message
+from localr1.models.template import ChatTemplate
+from localr1.models.tokenizer import Tokenizer
 from tests.chat.fake import SUM, FakeLLM
+from tests.models.samples import TINY
 
 
 def steps(done: list[int], seconds: float = 0.001) -> Iterator[None]:
@@ -74,3 +78,16 @@ def test_settling_reads_what_the_next_prompt_begins_with() -> None:
     assert list(session.settle()) == []
     llm.engine.cached, llm.engine.max_context = 0, 2
     assert list(session.settle()) == []  # no room: the next turn will say so
+
+
+def test_a_template_that_writes_the_last_answer_in_its_own_way() -> None:
+    source = (
+        "{% for m in messages %}{% if loop.last and m.role == 'assistant' %}<think></think>"
+        "{% endif %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
+    )
+    llm = FakeLLM([SUM])
+    tokenizer = Tokenizer.from_folder(TINY)
+    llm.template = ChatTemplate(source, tokenizer)
+    session = Session(llm)
+    session.transcript.add_turn(Message("user", "sum"), Message("assistant", "933"))
+    assert tokenizer.decode(session.settled_ids()) == "user: sum\nassistant: 933\nuser:"
