@@ -52,6 +52,7 @@ def room(
         raise Unsupported(problem, _DOCTOR)
     if device == CPU or vram == 0 or problem:
         return Room(on_paper(vram=None, ram=ram), problem=problem if gpus.look() else "")
+    torch.cuda.empty_cache()  # what a model before this one left would count as taken
     found = hardware(report=report, threads=threads)
     gpu = usable_gpu(found)
     assert gpu is not None

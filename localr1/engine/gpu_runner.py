@@ -69,8 +69,3 @@ class GpuRunner(Runner):
         """As `Runner.rest`: the CPU's threads sleep."""
         if self._graph is not None:
             self._graph.rest()
-
-    def close(self) -> None:
-        """End the thread that answers the GPU."""
-        if self._graph is not None:
-            self._graph.close()

@@ -8,6 +8,8 @@ which asks by copies: the oracle, and what is left where the mailbox does not wo
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from localr1.errors import LocalR1Error
@@ -30,6 +32,8 @@ class DecodeGraph:
         self._logits = torch.empty(1, c.vocab_size, device=parts.device)
         self._state = torch.zeros(2, dtype=torch.int64, pin_memory=True)
         self._handoff = parts.stage.open_mailbox() if any(parts.stage.banks) else None
+        if self._handoff is not None:  # ends with us, since only one can run
+            self._stop = weakref.finalize(self, self._handoff.box.stop)
         self._graph = torch.cuda.CUDAGraph()
         self._done = torch.cuda.Event(blocking=True)
         try:
@@ -98,4 +102,4 @@ class DecodeGraph:
     def close(self) -> None:
         """End the thread that answers the GPU."""
         if self._handoff is not None:
-            self._handoff.box.stop()
+            self._stop()

@@ -1,0 +1,110 @@
+"""tiny-r1 through the whole engine on a GPU: against the CPU, against itself, and stopped at will.
+
+Only on a GPU: Triton's interpreter would take hours. tests/models/test_kl.py has its distance from
+the exact logits.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import localr1
+from localr1.chat.transcript import Message
+from localr1.engine.gpu_runner import GpuRunner
+from tests.gpu.conftest import HAS_GPU
+from tools.evaluate import PROBLEMS, bold, solve
+
+pytestmark = pytest.mark.gpu if HAS_GPU else pytest.mark.skip(reason="needs a GPU")
+
+GREEDY = localr1.SamplingParams(temperature=0.0, max_tokens=200)
+PROMPTS = [json.loads(line)["prompt"] for line in Path(PROBLEMS).read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> localr1.LLM:
+    return localr1.load("tiny-r1", device="cuda")
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> localr1.LLM:
+    return localr1.load("tiny-r1", device="cpu")
+
+
+def rendered(llm: localr1.LLM, prompt: str) -> list[int]:
+    message = Message("user", prompt)
+    return llm.template.encode([message], add_generation_prompt=True).ids
+
+
+def runner(llm: localr1.LLM) -> GpuRunner:
+    assert isinstance(llm.engine.runner, GpuRunner)
+    return llm.engine.runner
+
+
+def test_greedy_texts_are_the_cpus(on_gpu: localr1.LLM, on_cpu: localr1.LLM) -> None:
+    asked = [rendered(on_cpu, prompt) for prompt in PROMPTS[:100]]
+    texts = [[list(llm.generate(ids, GREEDY)) for ids in asked] for llm in (on_gpu, on_cpu)]
+    same = [one == other for one, other in zip(*texts, strict=True)]
+    assert sum(same) >= 0.98 * len(same)
+
+
+def test_problems_are_solved(on_gpu: localr1.LLM) -> None:
+    problems = [json.loads(line) for line in Path(PROBLEMS).read_text("utf-8").splitlines()]
+    solved = [bold(text) == problem["answer"] for problem, text, _ in solve(on_gpu, problems)]
+    assert sum(solved) >= 0.95 * len(solved)
+
+
+def test_the_graph_is_its_eager_twin(on_gpu: localr1.LLM) -> None:
+    """Bit by bit: the same kernels, whichever way the experts are asked."""
+    ids = rendered(on_gpu, PROMPTS[0])
+    engine, graph = on_gpu.engine, runner(on_gpu)._graph
+    assert graph is not None
+    for twin in (None, graph):
+        runner(on_gpu)._graph = twin
+        list(engine.prefill(ids[:-1]))
+        found = [engine.step(token).cpu().numpy().copy() for token in (ids[-1], 17, 18)]
+        engine._truncate(0)
+        if twin is None:
+            eager = found
+    np.testing.assert_array_equal(np.stack(eager), np.stack(found))
+
+
+def test_a_stopped_answer_leaves_the_next_one_right(on_gpu: localr1.LLM) -> None:
+    ids = rendered(on_gpu, PROMPTS[3])
+    whole = list(on_gpu.generate(ids, GREEDY))
+    for n in range(1, 12):
+        list(islice(on_gpu.generate(ids, GREEDY), n))
+        assert list(on_gpu.generate(ids, GREEDY)) == whole
+
+
+def test_a_thousand_starts_and_stops_leave_memory_as_it_was(on_gpu: localr1.LLM) -> None:
+    ids = rendered(on_gpu, PROMPTS[5])
+    process = psutil.Process()
+
+    def some(n: int) -> tuple[int, int]:
+        for i in range(n):
+            list(islice(on_gpu.generate(ids, GREEDY), i % 4 + 1))
+        return torch.cuda.mem_get_info()[0], process.memory_info().rss
+
+    vram, ram = some(100)
+    vram_later, ram_later = some(900)
+    assert vram_later == vram
+    assert ram_later < ram + (16 << 20)
+
+
+def test_a_model_that_is_let_go_leaves_its_place_to_another() -> None:
+    """As /model does: one mailbox, one GPU's memory."""
+    for _ in range(3):
+        llm = localr1.load("tiny-r1", device="cuda")
+        assert not llm.engine.notes and runner(llm)._graph is not None
+        free = torch.cuda.mem_get_info()[0]
+        assert list(llm.generate(rendered(llm, PROMPTS[0]), GREEDY))
+        del llm
+    torch.cuda.empty_cache()
+    assert torch.cuda.mem_get_info()[0] > free
