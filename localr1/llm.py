@@ -10,12 +10,14 @@ import numpy as np
 
 from localr1 import registry
 from localr1.chat.session import Session
+from localr1.engine import choice
 from localr1.engine.engine import Engine
-from localr1.engine.load import Report, load_engine
+from localr1.engine.load import Report
 from localr1.engine.sampler import SamplingParams
 from localr1.errors import LocalR1Error, Unsupported
 from localr1.events import Progress
-from localr1.models.source import open_source, read_config, read_text
+from localr1.models.architecture import Config
+from localr1.models.source import open_source, read_text
 from localr1.models.tokenizer import Detokenizer
 from localr1.sizes import parse_size
 
@@ -26,15 +28,24 @@ class LLM:
     def __init__(
         self,
         resolved: registry.Resolved,
+        engine: str,
         **options: Any,
     ) -> None:
-        """`options` are those of `load_engine`."""
+        """`engine` is one of choice.ENGINES, `options` are those of `load_engine`."""
         self.name, self.path, self.entry = resolved.name, resolved.path, resolved.entry
         source = open_source(resolved.path)
-        self.config = read_config(source)
+        self.chosen = choice.choose(engine, source, use_gpu=options["device"] != "cpu")
         self.tokenizer, self.template = read_text(source)
-        self.engine: Engine = load_engine(source, self.config, self.tokenizer.stop_ids, **options)
+        self.engine: Engine = choice.load(self.chosen, source, self.tokenizer.stop_ids, **options)
         self.sampling = SamplingParams(**(self.entry.sampling if self.entry else {}))
+
+    @property
+    def config(self) -> Config:
+        """The model's sizes. Raises Unsupported for a model that only llama.cpp knows."""
+        if self.chosen.config is None:
+            problem = f"{self.name} is of an architecture that only llama.cpp knows"
+            raise Unsupported(problem, "chat and run can use it")
+        return self.chosen.config
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Teacher-forced logits: token ids -> float32 `[len(ids), vocab]`; row i stands behind
@@ -81,13 +92,13 @@ def load(
 
     `device` is "cpu", "cuda" or "auto": a GPU where one can be used. `vram` and `ram` are what we
     may use, in bytes or as "24GiB"; `context` in tokens; `residency` is how weights stay in RAM:
-    "mapped", "owned" (docs/placement.md) or "auto"; `progress` is called with `Progress` values.
+    "mapped", "owned" (docs/placement.md) or "auto"; `engine` is ours, "hybrid", or "llama.cpp", or
+    "auto": ours where it covers model and machine; `progress` is called with `Progress` values.
     Raises LocalR1Error: ModelNotFound, BadFile, Unsupported, DoesNotFit.
     """
-    if engine not in ("auto", "hybrid"):
-        raise Unsupported(f"engine {engine!r} is not available yet", 'use engine="auto"')
     return LLM(
         registry.resolve(model),
+        engine,
         device=device,
         vram=size_in_bytes(vram),
         ram=size_in_bytes(ram),

@@ -95,6 +95,7 @@ SETTINGS: Mapping[str, Setting] = {
     "think_budget": Setting(int, low=0),
     "think_more": Setting(int, 0, low=0),
     "context": Setting(int, low=1),
+    "engine": Setting(str, "auto"),
     "device": Setting(str, "auto"),
     "threads": Setting(int, low=1),
     "residency": Setting(str, "auto"),

@@ -53,6 +53,10 @@ System = Annotated[
     str | None, typer.Option(help="A system prompt; R1's makers advise against one.")
 ]
 Context = Annotated[int | None, typer.Option(help="Room for the conversation, in tokens.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="hybrid (ours), llama.cpp, or auto: ours where it covers model and machine."),
+]
 Device = Annotated[
     str | None, typer.Option(help="Where to compute: cpu, cuda, or auto, a GPU if one can be used.")
 ]

@@ -14,6 +14,7 @@ from localr1.cli.base import (
     Context,
     Debug,
     Device,
+    Engine,
     Json,
     MaxTokens,
     MinP,
@@ -90,6 +91,7 @@ def chat(
     think_more: ThinkMore = None,
     no_think: NoThink = False,
     context: Context = None,
+    engine: Engine = None,
     device: Device = None,
     vram: Vram = None,
     ram: Ram = None,
@@ -126,6 +128,7 @@ def run(
     samples: Samples = 1,
     vote: Vote = False,
     context: Context = None,
+    engine: Engine = None,
     device: Device = None,
     vram: Vram = None,
     ram: Ram = None,
@@ -260,6 +263,7 @@ def _open(flags: dict[str, Any]) -> Session:
     with ProgressLine(sys.stderr) as progress:
         llm = localr1.load(
             settings["model"],
+            engine=settings["engine"],
             device=settings["device"],
             vram=settings["vram"],
             context=settings["context"],

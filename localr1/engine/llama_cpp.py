@@ -24,7 +24,7 @@ from localr1.engine import llama_library
 from localr1.engine.engine import Engine
 from localr1.engine.llama_cache import N_SEQUENCES, LlamaCache
 from localr1.engine.llama_plan import BATCH, LlamaModel
-from localr1.engine.load import Report, asked_context, does_not_fit
+from localr1.engine.load import Report, asked_context, does_not_fit, notes
 from localr1.engine.runner import Runner
 from localr1.errors import BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
@@ -108,9 +108,10 @@ def load_llama_cpp(
     source: GGUFFile,
     stop_ids: frozenset[int],
     *,
-    context: int | None = None,
+    device: str = AUTO,
     vram: int | None = None,
     ram: int | None = None,
+    context: int | None = None,
     threads: int | None = None,
     residency: str = AUTO,
     report: Report = lambda progress: None,
@@ -126,9 +127,8 @@ def load_llama_cpp(
         raise Unsupported("llama.cpp maps its files, and keeps them no other way", hint)
     sizes = LlamaModel(source)
     room = available_bytes() if ram is None else min(ram, available_bytes())
-    free = llama_library.free_vram()
     asked = asked_context(sizes.max_context, context)
-    found, layers = sizes.placement(asked, room, free if vram is None else min(vram, free))
+    found, layers = sizes.placement(asked, room, _vram(device, vram))
     if not found.fits and not (found.works and residency == MAPPED):
         raise does_not_fit(source.path.name, found)
     cpu_experts.set_threads(threads)
@@ -139,7 +139,19 @@ def load_llama_cpp(
     except LocalR1Error:
         lib.llama_model_free(model)
         raise
-    return Engine(LlamaRunner(lib, model, made, found.context), stop_ids, found)
+    runner = LlamaRunner(lib, model, made, found.context)
+    return Engine(runner, stop_ids, found, notes("", runner, found))
+
+
+def _vram(device: str, limit: int | None) -> int:
+    """Bytes of VRAM that may be used. Raises Unsupported: a GPU is wanted and cannot be used."""
+    if device == "cpu":
+        return 0
+    free = llama_library.free_vram()
+    if device == "cuda" and not free:
+        problem = "the llama.cpp that is installed cannot use a GPU here"
+        raise Unsupported(problem, "install llama-cpp-python with support for it, or --device cpu")
+    return free if limit is None else min(limit, free)
 
 
 def _load_model(lib: Any, source: GGUFFile, layers: int, fits: bool, report: Report) -> Any:

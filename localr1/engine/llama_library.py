@@ -11,7 +11,8 @@ import re
 from collections import deque
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ INSTALL = "pip install 'localr1[llama-cpp]'"
 _LEAST = (0, 3, 30)
 _ERROR, _CONTINUED = 4, 5  # ggml's log levels
 _GPU, _GPU_IN_CPU = 1, 2  # ggml's kinds of devices
+_GPU_CODE = ("cuda", "hip", "metal", "sycl", "vulkan")  # parts of its libraries' names
 
 
 class _Log:
@@ -49,10 +51,9 @@ _callbacks: list[Any] = []  # llama.cpp keeps a pointer: they live as long as th
 
 def missing() -> str:
     """Why llama.cpp cannot be used here; "" when it can."""
-    try:
-        found = version("llama-cpp-python")
-    except PackageNotFoundError:
+    if find_spec("llama_cpp") is None:
         return "llama-cpp-python is not installed"
+    found = version("llama-cpp-python")
     numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
     if numbers < _LEAST:
         return f"llama-cpp-python {found} is older than {'.'.join(map(str, _LEAST))}"
@@ -88,9 +89,18 @@ def complaints() -> str:
 def repacks_safely() -> bool:
     """Whether llama.cpp may lay weights out anew for this CPU, which makes it quicker.
 
-    Not on CPUs with AMX: its layout for AMX ended the process on three of three models (0.3.36).
+    Not on CPUs with AMX: its layout for AMX ended the process on a Llama (Q4_1) and on an R1 (Q8_0)
+    alike (0.3.36).
     """
     return b"AMX_INT8 = 1" not in library().llama_print_system_info()
+
+
+def has_gpu_code() -> bool:
+    """Whether the llama.cpp that is installed was built for GPUs; found without loading it."""
+    found = find_spec("llama_cpp")
+    folder = Path(found.origin).parent / "lib" if found and found.origin else None
+    names = [path.name for path in folder.iterdir()] if folder and folder.is_dir() else []
+    return any(f"ggml-{kind}" in name for name in names for kind in _GPU_CODE)
 
 
 def free_vram() -> int:

@@ -73,18 +73,18 @@ def load_engine(
     else:
         _compile(formats, report)
         runner = TransformerRunner(Transformer(config, weights, found.context), found.context)
-    return Engine(runner, stop_ids, found, _notes(machine.problem, runner, found))
+    return Engine(runner, stop_ids, found, notes(machine.problem, runner, found))
 
 
-def _notes(problem: str, runner: Runner, found: Placement) -> list[str]:
+def notes(problem: str, runner: Runner, found: Placement) -> list[str]:
     """What a user should know of how the model was loaded."""
-    notes = [problem, runner.problem]
+    told = [problem, runner.problem]
     if found.context < found.asked_context:
-        notes.append(
+        told.append(
             f"memory is short: the context is {found.context:,} tokens, not"
             f" {found.asked_context:,} (localr1 plan says why)"
         )
-    return [note for note in notes if note]
+    return [note for note in told if note]
 
 
 def _names(source: Source, found: Placement, tier: Tier) -> list[str]:
