@@ -12,8 +12,6 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ import cpu_experts
 from localr1.engine import llama_library
 from localr1.engine.engine import Engine
 from localr1.engine.llama_cache import N_SEQUENCES, LlamaCache
+from localr1.engine.llama_job import Crashed, Job
 from localr1.engine.llama_plan import BATCH, LlamaModel
 from localr1.engine.load import Report, asked_context, does_not_fit, notes
 from localr1.engine.runner import Runner
@@ -34,6 +33,7 @@ from offload.placement import Placement
 from offload.residency import AUTO, MAPPED
 
 _LOOK_SECONDS = 0.05  # between two looks at what the other thread does: Ctrl-C comes through then
+_STOP_SECONDS = 60.0  # far more than one operation takes
 
 
 class LlamaRunner(Runner):
@@ -45,7 +45,6 @@ class LlamaRunner(Runner):
         self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
         self._cache = LlamaCache(lib, context, max_length)
         self._lib, self._context = lib, context
-        self._thread = ThreadPoolExecutor(1)  # reads prompts, so that this one hears of Ctrl-C
         self._stop = ctypes.create_string_buffer(2)
         # Asked between all operations of all layers, so it is no Python: a text of one character
         # has the length 1, which llama.cpp takes for "stop".
@@ -62,15 +61,16 @@ class LlamaRunner(Runner):
         if len(ids) == 1:
             yield self.step(ids[0])
             return
-        job = self._thread.submit(self._decode, ids)
+        job = Job(self._decode, ids)
         try:
-            while not _done(job):
+            while not job.done(_LOOK_SECONDS):
                 yield 0.0
-            job.result()
-        finally:
+        except BaseException:
             self._stop[0] = b"\1"
-            wait_for([job])
+            job.done(_STOP_SECONDS)
             self._stop[0] = b"\0"
+            raise
+        job.result()
         yield 1.0
         yield self._last()
 
@@ -132,13 +132,11 @@ def load_llama_cpp(
     if not found.fits and not (found.works and residency == MAPPED):
         raise does_not_fit(source.path.name, found)
     cpu_experts.set_threads(threads)
-    model = _load_model(lib, source, layers, found.fits, report)
     try:
-        _refuse_running_state(lib, model)
+        model = _load_model(lib, source, layers, found.fits, report)
         made = _new_context(lib, model, found)
-    except LocalR1Error:
-        lib.llama_model_free(model)
-        raise
+    except Crashed as error:
+        raise _not_loaded(source.path.name, str(error)) from error
     runner = LlamaRunner(lib, model, made, found.context)
     return Engine(runner, stop_ids, found, notes("", runner, found))
 
@@ -168,16 +166,15 @@ def _load_model(lib: Any, source: GGUFFile, layers: int, fits: bool, report: Rep
     params.use_extra_bufts = fits and llama_library.repacks_safely()  # a second copy of weights
     params.progress_callback = lib.llama_progress_callback(on_progress)
     llama_library.complaints()
-    with ThreadPoolExecutor(1) as thread:
-        job = thread.submit(lib.llama_model_load_from_file, os.fsencode(source.path), params)
-        try:
-            while not _done(job):
-                report(Progress("Loading", int(share * source.nbytes), source.nbytes, "bytes"))
-        except BaseException:
-            wanted = False
-            if model := job.result():
-                lib.llama_model_free(model)
-            raise
+    job = Job(lib.llama_model_load_from_file, os.fsencode(source.path), params)
+    try:
+        while not job.done(_LOOK_SECONDS):
+            report(Progress("Loading", int(share * source.nbytes), source.nbytes, "bytes"))
+    except BaseException:
+        wanted = False
+        if model := job.result():
+            lib.llama_model_free(model)
+        raise
     if not job.result():
         raise _not_loaded(source.path.name, llama_library.complaints())
     return job.result()
@@ -189,18 +186,12 @@ def _not_loaded(name: str, why: str) -> LocalR1Error:
     return BadFile(f"llama.cpp cannot load {name}: {why}", "localr1 verify MODEL checks the file")
 
 
-def _refuse_running_state(lib: Any, model: Any) -> None:
-    """Models whose cache is one state for all tokens cannot take the last of them back."""
-    if (
-        lib.llama_model_is_recurrent(model)
-        or lib.llama_model_is_hybrid(model)
-        or lib.llama_model_has_encoder(model)
-    ):
-        hint = "models with attention in all layers can be run"
-        raise Unsupported("the model keeps a running state, so no answer could be repeated", hint)
-
-
 def _new_context(lib: Any, model: Any, found: Placement) -> Any:
+    """llama.cpp's handle of a context as planned; where there is none, the model is freed."""
+    if any((lib.llama_model_is_recurrent(model), lib.llama_model_is_hybrid(model))):
+        lib.llama_model_free(model)
+        problem = "the model keeps a running state, so it could not go back to an earlier token"
+        raise Unsupported(problem, "models with attention in all layers can be run")
     params = lib.llama_context_default_params()
     params.n_ctx = found.context
     params.n_batch = params.n_ubatch = BATCH
@@ -208,16 +199,13 @@ def _new_context(lib: Any, model: Any, found: Placement) -> Any:
     params.kv_unified = True  # both sequences in one memory, so that they can share its cells
     params.swa_full = True  # else tokens outside a sliding window could not be returned to
     params.n_threads = params.n_threads_batch = cpu_experts.get_threads()
-    context = lib.llama_init_from_model(model, params)
+    context = Job(lib.llama_init_from_model, model, params).result()
     if not context:
-        problem = f"llama.cpp has no room for {found.context:,} tokens: "
-        raise DoesNotFit(problem + llama_library.complaints(), "a smaller --context may fit")
+        lib.llama_model_free(model)
+        problem = f"llama.cpp has no room for {found.context:,} tokens"
+        hint = f"a smaller --context may fit; it says: {llama_library.complaints()}"
+        raise DoesNotFit(problem, hint)
     return context
-
-
-def _done(job: Future[Any]) -> bool:
-    """Wait a moment for another thread's work; whether it has ended."""
-    return bool(wait_for([job], _LOOK_SECONDS).done)
 
 
 def _free(lib: Any, model: Any, context: Any) -> None:

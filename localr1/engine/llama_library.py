@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections import deque
+import sys
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -16,33 +17,31 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from localr1.engine.llama_job import on_abort
 from localr1.errors import Unsupported
 
 INSTALL = "pip install 'localr1[llama-cpp]'"
 _LEAST = (0, 3, 30)
-_ERROR, _CONTINUED = 4, 5  # ggml's log levels
+_ERROR = 4  # ggml's log level
 _GPU, _GPU_IN_CPU = 1, 2  # ggml's kinds of devices
 _GPU_CODE = ("cuda", "hip", "metal", "sycl", "vulkan")  # parts of its libraries' names
 
 
 class _Log:
-    """The last lines of errors; what is only news is dropped."""
+    """The first line of an error, which is its cause; all others are dropped."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=4)
-        self._failing = False
+        self._cause = ""
 
     def take(self, level: int, text: bytes, data: object) -> None:
-        """llama.cpp's callback: one line, or a further piece of one."""
-        if level != _CONTINUED:
-            self._failing = level == _ERROR
-        if self._failing and text.strip():
-            self._lines.append(" ".join(text.decode("utf-8", "replace").split()))
+        """llama.cpp's callback: one line, or a part of one."""
+        if level == _ERROR and not self._cause:
+            self._cause = " ".join(text.decode("utf-8", "replace").split())[:300]
 
     def drain(self) -> str:
         """What went wrong since the last call, "" where llama.cpp did not say."""
-        lines, self._lines = self._lines, deque(maxlen=4)
-        return "; ".join(lines)
+        cause, self._cause = self._cause, ""
+        return cause
 
 
 _log = _Log()
@@ -70,6 +69,9 @@ def library() -> Any:
     lib: Any = import_module("llama_cpp.llama_cpp")
     _callbacks.append(lib.llama_log_callback(_log.take))
     lib.llama_log_set(_callbacks[-1], None)
+    with suppress(AttributeError):  # one that is too old for it
+        _callbacks.append(ctypes.CFUNCTYPE(None, ctypes.c_char_p)(on_abort))
+        _part(lib, "ggml-base").ggml_set_abort_callback(_callbacks[-1])
     lib.llama_backend_init()
     return lib
 
@@ -105,30 +107,27 @@ def has_gpu_code() -> bool:
 
 def free_vram() -> int:
     """Free bytes on the GPUs that this build of llama.cpp can use; 0 where there is none."""
-    if not library().llama_supports_gpu_offload():
+    lib = library()
+    if not lib.llama_supports_gpu_offload():
         return 0
-    ggml = _ggml()
+    registry, devices = _part(lib, "ggml"), _part(lib, "ggml-base")
+    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
+    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
     by_kind = {_GPU: 0, _GPU_IN_CPU: 0}
-    for number in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(number)
-        kind = ggml.ggml_backend_dev_type(device)
+    for number in range(registry.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(registry.ggml_backend_dev_get(ctypes.c_size_t(number)))
+        kind = devices.ggml_backend_dev_type(device)
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        devices.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         if kind in by_kind:
             by_kind[kind] += free.value
     return by_kind[_GPU] or by_kind[_GPU_IN_CPU]  # as llama.cpp itself chooses
 
 
-@cache
-def _ggml() -> ctypes.CDLL:
-    """ggml's functions about devices, which llama-cpp-python does not wrap."""
-    extensions = import_module("llama_cpp._ctypes_extensions")
-    folder = Path(import_module("llama_cpp").__file__ or "").parent / "lib"
-    ggml: ctypes.CDLL = extensions.load_shared_library("ggml", folder)
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    ggml.ggml_backend_dev_count.restype = size
-    ggml.ggml_backend_dev_get.argtypes = [size]
-    ggml.ggml_backend_dev_get.restype = pointer
-    ggml.ggml_backend_dev_type.argtypes = [pointer]
-    ggml.ggml_backend_dev_memory.argtypes = [pointer, ctypes.POINTER(size), ctypes.POINTER(size)]
-    return ggml
+def _part(lib: Any, name: str) -> Any:
+    """The functions of one of the libraries that llama.cpp is linked with.
+
+    Looked up through llama.cpp, as the folder may hold each of them twice, and a second one would
+    have a state of its own. Windows knows a library by its name alone.
+    """
+    return ctypes.CDLL(name) if sys.platform == "win32" else lib._lib

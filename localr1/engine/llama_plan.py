@@ -7,17 +7,19 @@ metadata keys that they all share. Whole layers, because llama.cpp splits a mode
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from localr1.models.fields import Fields
+from localr1.models.fields import Fields, require
 from localr1.models.gguf import GGUFFile
 from offload.hardware import on_paper
 from offload.placement import Demands, Item, Kind, Placement, Tier, Weight
 from offload.planner import plan
 
 BATCH = 512  # tokens of a prompt that are computed at once
+_IN_LAYER = re.compile(r"blk\.\d{1,6}\.")
 _MIB = 1 << 20
 _GRAPH = 64 * _MIB  # intermediate values of a batch but its logits, roundly
 
@@ -116,6 +118,8 @@ def _weights(source: GGUFFile) -> Iterator[Weight]:
     sizes = [len(data) for data in source.files.values()]
     rows = sorted(source.tensors.values(), key=lambda info: (info.shard, info.offset))
     for info, following in zip(rows, [*rows[1:], None], strict=True):
+        layer = info.name.startswith("blk.")
+        require(not layer or bool(_IN_LAYER.match(info.name)), f"{info.name!r:.60} has no layer")
         same = following is not None and following.shard == info.shard
         end = following.offset if following is not None and same else sizes[info.shard]
         kind = _kind(info.name)
