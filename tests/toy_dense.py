@@ -16,10 +16,12 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from localr1.models.dense_config import ROPE_FREQS
+from localr1.models.dense_config import HF_NAMES, ROPE_FREQS, DenseConfig
 from localr1.models.gguf import GGUFFile
+from localr1.models.hf_names import hf_names
 from localr1.models.safetensors import HFFolder
 from localr1.models.source import read_config
 from tests import toy
@@ -84,12 +86,8 @@ def gguf_file(folder: Path, path: Path, kind: str = "F32") -> Path:
     c = read_config(weights)
     writer = gguf.GGUFWriter(path, c.architecture)
     _add_numbers(writer, values)
-    vocabulary = GGUFFile.open(toy.TINY_R1).metadata.items()
-    for key, value in vocabulary:
-        if key.startswith("tokenizer."):
-            kind_of_value = gguf.GGUFValueType.get_type(value)
-            whole = type(value) is int
-            writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if whole else kind_of_value)
+    tiny = GGUFFile.open(toy.TINY_R1).metadata.items()
+    _add_values(writer, {key: value for key, value in tiny if key.startswith("tokenizer.")})
     heads = {"attn_q": c.n_heads, "attn_k": c.n_kv_heads} if c.architecture == "llama" else {}
     for name in weights.names():
         values_of = weights[name].dequantize()
@@ -108,6 +106,73 @@ def gguf_file(folder: Path, path: Path, kind: str = "F32") -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def as_f32(path: Path, out: Path) -> Path:
+    """The same GGUF with its weights dequantised: no runner rounds activations for those."""
+    source = GGUFFile.open(path)
+    writer = gguf.GGUFWriter(out, source.metadata["general.architecture"])
+    kept = {k: v for k, v in source.metadata.items() if k != "general.architecture"}
+    _add_values(writer, kept | {"general.file_type": 0})
+    for name in source.names():
+        writer.add_tensor(name, source[name].dequantize().reshape(source.tensors[name].shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def _add_values(writer: gguf.GGUFWriter, values: dict[str, Any]) -> None:
+    """Metadata as read; every whole number as the unsigned one that llama.cpp asks for."""
+    for key, value in values.items():
+        whole = type(value) is int
+        kind = gguf.GGUFValueType.UINT32 if whole else gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
+
+
+def hf_folder_from_gguf(path: Path, out: Path) -> Path:
+    """A HF folder in F32 with the dequantised weights of a dense GGUF, for transformers."""
+    source = GGUFFile.open(path)
+    c = read_config(source)
+    assert isinstance(c, DenseConfig) and not c.rope.divisors and c.rope.factor == 1
+    heads = {"attn_q": c.n_heads, "attn_k": c.n_kv_heads} if c.rope.interleaved else {}
+    table, tensors = hf_names(), {}
+    for name in source.names():
+        layer = name.split(".")[1] if name.startswith("blk.") else ""
+        key = name.replace(f"blk.{layer}.", "blk.{n}.") if layer else name
+        values = source[name].dequantize().reshape(source.tensors[name].shape)
+        stem = name.rpartition(".")[0].rpartition(".")[2]
+        if stem in heads:
+            values = _unpermuted(values, heads[stem])
+        tensors[table[key].format(n=layer)] = torch.from_numpy(values)
+    out.mkdir(parents=True)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    sizes = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.max_context,
+        "rms_norm_eps": c.rms_norm_eps,
+        "tie_word_embeddings": c.tied,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope.theta},
+    }
+    _CLASSES[c.architecture](**sizes).save_pretrained(out)
+    values = json.loads((out / "config.json").read_text())
+    names = {name: hf for hf, name in HF_NAMES.items()}
+    values["architectures"] = [names[c.architecture]]
+    (out / "config.json").write_text(json.dumps(values))
+    return out
+
+
+def _unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """`_permuted` undone."""
+    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
 
 
 def _add_numbers(writer: gguf.GGUFWriter, values: dict[str, Any]) -> None:
