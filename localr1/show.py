@@ -130,15 +130,26 @@ def _shape(config: dict[str, Any]) -> dict[str, str]:
     """The lines about an architecture that can be run."""
     rope = config["rope"]
     stretched = f" (YaRN, {rope['factor']:g} times {rope['original_context']:,})"
+    shared = config.get("n_kv_heads", config["n_heads"])
+    mtp = config.get("n_mtp_layers", 0)
     return {
         "architecture": f"{config['architecture']}, {config['n_layers']} layers"
-        + (f" and {config['n_mtp_layers']} MTP" if config["n_mtp_layers"] else "")
-        + f", hidden size {config['hidden_size']:,}, {config['n_heads']} heads",
-        "experts": f"{config['n_routed_experts']} routed, {config['n_experts_per_tok']} a token,"
-        f" {config['n_shared_experts']} shared; first {config['n_dense_layers']} layers dense",
+        + (f" and {mtp} MTP" if mtp else "")
+        + f", hidden size {config['hidden_size']:,}, {config['n_heads']} heads"
+        + (f" that share {shared} of keys and values" if shared < config["n_heads"] else ""),
+        "experts": _experts(config),
         "context": f"{config['max_context']:,} tokens" + (stretched if rope["factor"] > 1 else ""),
         "vocabulary": f"{config['vocab_size']:,} tokens",
     }
+
+
+def _experts(config: dict[str, Any]) -> str:
+    if "n_routed_experts" not in config:
+        return ""
+    return (
+        f"{config['n_routed_experts']} routed, {config['n_experts_per_tok']} a token,"
+        f" {config['n_shared_experts']} shared; first {config['n_dense_layers']} layers dense"
+    )
 
 
 def _format_line(row: dict[str, Any]) -> str:
