@@ -2,8 +2,8 @@
 
 A readable card, then one line of JSON, the last line of stdout. Every row is measured through the
 calls that a chat makes. A share compares decode with the limit of the same run: the bytes that a
-token reads, over the read bandwidth of RAM. Not here: the kernels by themselves
-(bench_kernels.py), comparisons with other runners (tests/peers).
+token reads, over the read bandwidth of RAM; with a GPU, the plan's limit. Not here: the kernels by
+themselves (bench_kernels.py), comparisons with other runners (tests/peers).
 """
 
 from __future__ import annotations
@@ -54,27 +54,31 @@ class Row:
     share: float | None = None
 
 
-def main(model: str, threads: int | None, as_json: bool) -> None:
-    """Run the benchmark and print it; with `as_json` only the line of JSON."""
-    result = run(model, threads)
+def main(model: str, as_json: bool, **options: Any) -> None:
+    """Run the benchmark (see `run`) and print it; with `as_json` only the line of JSON."""
+    result = run(model, **options)
     if not as_json:
         print(card(result))
     print(json.dumps(result))
 
 
-def run(model: str, threads: int | None = None) -> dict[str, Any]:
-    """Measure; the result is what the line of JSON holds."""
+def run(model: str, **options: Any) -> dict[str, Any]:
+    """Measure; the result is what the line of JSON holds. `options` are those of `localr1.load`."""
     began = time.perf_counter()
     with ProgressLine(sys.stderr) as progress:
-        llm = localr1.load(model, threads=threads, progress=progress.show)
+        llm = localr1.load(model, progress=progress.show, **options)
     load_seconds = time.perf_counter() - began
     used = cpu_experts.get_threads()
     source = open_source(llm.path)
     touched = bytes_per_token(source, llm.config)
     # What fits the cache is not read from RAM, and RAM is then no limit.
-    applies = source.nbytes > last_cache_bytes()
-    bandwidth, working_set = read_bandwidth(CACHES if applies else _SET_FOR_SHOW)
+    placed = llm.engine.placement
+    gpu = placed is not None and bool(placed.gpu)
+    applies = source.nbytes > last_cache_bytes() or gpu
+    bandwidth, working_set = read_bandwidth(CACHES if applies and not gpu else _SET_FOR_SHOW)
     decode_limit = bandwidth * 1e9 / touched
+    if placed is not None and gpu:
+        decode_limit = placed.prediction.decode_limit_tps
     limits = {
         "read_bandwidth": bandwidth,
         "read_bandwidth_unit": "GB/s",
@@ -143,7 +147,7 @@ def _decode(llm: LLM, threads: int, limit: float | None) -> Row:
         sampler, token = Sampler(SamplingParams(temperature=0), prompt), prompt[-1]
         began = time.perf_counter()
         for _ in range(tokens):
-            token = sampler(llm.engine.step(token)[0].numpy())
+            token = llm.engine.runner.draw(sampler, llm.engine.step(token))
         speeds.append(tokens / (time.perf_counter() - began))
     value = statistics.median(speeds[1:])
     share = value / limit if limit else None

@@ -35,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_last_line_is_json(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.main("tiny-r1", 1, as_json=False)
+    bench.main("tiny-r1", as_json=False, threads=1)
     *card, line = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert set(result) == {"machine", "model", "limits", "rows"}
@@ -57,14 +57,14 @@ def test_a_share_where_the_model_is_larger_than_the_cache(
 ) -> None:
     monkeypatch.setattr(bench, "last_cache_bytes", lambda: 1 << 20)
     monkeypatch.setattr(bench, "read_bandwidth", lambda caches: (1000.0, 1 << 30))
-    result = bench.run("tiny-r1", 1)
+    result = bench.run("tiny-r1", threads=1)
     decode = result["rows"][-1]
     limit = 1000e9 / result["limits"]["bytes_per_token"]
     assert decode["share"] == pytest.approx(decode["value"] / limit)
     assert "of the limit" in bench.card(result)
     monkeypatch.setattr(bench, "read_bandwidth", lambda caches: (1e-6, 1 << 30))
     with pytest.raises(LocalR1Error, match="measured badly"):
-        bench.run("tiny-r1", 1)
+        bench.run("tiny-r1", threads=1)
 
 
 def test_bytes_of_a_token() -> None:

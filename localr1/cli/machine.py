@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from localr1.cli.base import Debug, Json, OptionalModel, Threads, app, guarded, settings_of
+from localr1.cli.base import (
+    Debug,
+    Device,
+    Json,
+    OptionalModel,
+    Ram,
+    Threads,
+    Vram,
+    app,
+    guarded,
+    settings_of,
+)
 from localr1.errors import USAGE, LocalR1Error
 
 _SYNTHETIC = "With --synthetic"
@@ -30,12 +41,9 @@ def bench(
         bool, typer.Option("--synthetic", help="Run a known model's shapes with random weights.")
     ] = False,
     quant: Annotated[str | None, typer.Option(help=f"{_SYNTHETIC}: the quant; Q4_K_M.")] = None,
-    vram: Annotated[
-        str | None, typer.Option(help=f"{_SYNTHETIC}: GiB of VRAM to keep to; 24GB too.")
-    ] = None,
-    ram: Annotated[
-        str | None, typer.Option(help=f"{_SYNTHETIC}: GiB of RAM for the routed experts.")
-    ] = None,
+    device: Device = None,
+    vram: Vram = None,
+    ram: Ram = None,
     context: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: tokens; 8192.")] = None,
     layers: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: only so many layers.")] = None,
     stub: Annotated[
@@ -51,13 +59,14 @@ def bench(
 ) -> None:
     """Measure how fast a model runs here, or the kernels; the last line is JSON."""
     given = {
-        "quant": quant, "vram": _size("--vram", vram), "ram": _size("--ram", ram),
-        "context": context, "layers": layers, "stub": stub or None, "prefill": prefill,
-        "tokens": tokens,
+        "quant": quant, "context": context, "layers": layers, "stub": stub or None,
+        "prefill": prefill, "tokens": tokens,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if synthetic:
-        _bench_synthetic(model, {**given, "threads": threads}, as_json, kernels)
+        sizes = {"vram": _size("--vram", vram), "ram": _size("--ram", ram)}
+        sizes = {name: size for name, size in sizes.items() if size is not None}
+        _bench_synthetic(model, {**given, **sizes, "threads": threads}, as_json, kernels)
         return
     if given:
         raise LocalR1Error(f"--{next(iter(given))} goes with --synthetic", "add it", USAGE)
@@ -73,7 +82,8 @@ def bench(
     from localr1 import bench as bench_module
 
     settings = settings_of(ctx.params)
-    bench_module.main(settings["model"], settings["threads"], as_json)
+    names = ("device", "vram", "ram", "threads")
+    bench_module.main(settings["model"], as_json, **{name: settings[name] for name in names})
 
 
 def _bench_synthetic(
