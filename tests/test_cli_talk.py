@@ -11,11 +11,20 @@ from localr1 import cli
 from localr1.chat import archive, oneshot
 from localr1.chat.transcript import Message, Transcript
 from tests import test_cli
+from tests.engines import ENGINES
 from tests.test_cli import GREEDY, SUM, Cli, Result, assert_error
 
 run_cli = test_cli.run_cli  # the fixture
 
 
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's commands run in each engine, as a user's settings would say."""
+    monkeypatch.setenv("LOCALR1_ENGINE", request.param)
+    monkeypatch.setenv("LOCALR1_THREADS", "1")  # llama.cpp's wait for each other, busily
+
+
+@pytest.mark.usefixtures("engine")
 def test_the_answer_is_all_of_stdout(run_cli: Cli) -> None:
     asked = run_cli("run", "tiny-r1", *GREEDY, SUM)
     assert asked.code == 0
@@ -40,6 +49,7 @@ def test_files_then_stdin_then_the_prompt(
     assert prompts == [f"{attached}\n\nA long\ntext.\n\nSum up: this"]
 
 
+@pytest.mark.usefixtures("engine")
 def test_samples_votes_and_files(run_cli: Cli, tmp_path: Path) -> None:
     seeded = ("run", "tiny-r1", "--seed", "3")
     result = run_cli(*seeded, "--samples", "3", "--vote", SUM)
@@ -55,6 +65,7 @@ def test_samples_votes_and_files(run_cli: Cli, tmp_path: Path) -> None:
     assert "carry" in shown.err and "carry" not in shown.out  # also into a pipe, if asked for
 
 
+@pytest.mark.usefixtures("engine")
 def test_thinking_flags(run_cli: Cli) -> None:
     def thought(*flags: str) -> int:
         out = run_cli("run", "tiny-r1", "--json", "--max-tokens", "400", *GREEDY, *flags, SUM).out
@@ -65,6 +76,7 @@ def test_thinking_flags(run_cli: Cli) -> None:
     assert 0 < thought("--think-budget", "20") < free < thought("--think-more", "1")
 
 
+@pytest.mark.usefixtures("engine")
 def test_sessions(run_cli: Cli) -> None:
     assert run_cli("sessions").out == "no conversation is kept yet\n"
     assert_error(run_cli("chat", "--resume", stdin="hi"), 2, "no conversation to resume")
@@ -85,6 +97,7 @@ def test_sessions(run_cli: Cli) -> None:
     assert_error(run_cli("sessions", "purge"), 2, "purge")
 
 
+@pytest.mark.usefixtures("engine")
 def test_json_lines(run_cli: Cli) -> None:
     result = run_cli("run", "tiny-r1", "--json", *GREEDY, SUM)
     events = [json.loads(line) for line in result.out.splitlines()]
@@ -94,6 +107,7 @@ def test_json_lines(run_cli: Cli) -> None:
     assert events[-1]["finish_reason"] == "stop"
 
 
+@pytest.mark.usefixtures("engine")
 def test_flags_reach_the_model(run_cli: Cli) -> None:
     cut = run_cli("run", "tiny-r1", "--json", "--max-tokens", "5", *GREEDY, SUM)
     done = json.loads(cut.out.splitlines()[-1])

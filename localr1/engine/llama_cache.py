@@ -7,6 +7,7 @@ file: the cells of a piece belong to both then, and llama.cpp writes those of on
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import zlib
 from importlib.metadata import version
@@ -77,9 +78,11 @@ class LlamaCache:
         if len(header) < _HEADER.size:
             raise EOFError
         size, own = _HEADER.unpack(header)
-        raw = file.read(min(size, 1 << 40))
-        if len(raw) < size:
+        begin = file.tell()
+        if size > file.seek(0, os.SEEK_END) - begin:
             raise EOFError
+        file.seek(begin)
+        raw = file.read(size)
         crc = zlib.crc32(raw, zlib.crc32(header))
         if zlib.crc32(raw) != own:
             return crc

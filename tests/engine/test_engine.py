@@ -12,14 +12,26 @@ from localr1.chat.transcript import Message
 from localr1.errors import ContextFull, LocalR1Error
 from localr1.events import Progress
 from tests import toy
+from tests.engines import ENGINES
 
 PROBLEMS = Path(__file__).parents[1] / "data" / "eval.jsonl"
 GREEDY = localr1.SamplingParams(temperature=0, max_tokens=24)
 
 
-@pytest.fixture(scope="module")
-def llm() -> localr1.LLM:
-    return localr1.load("tiny-r1", context=256)
+@pytest.fixture(scope="module", params=ENGINES)
+def llm(request: pytest.FixtureRequest) -> localr1.LLM:
+    return load(request.param)
+
+
+def load(engine: str, context: int = 256) -> localr1.LLM:
+    """tiny-r1; llama.cpp's threads wait for each other busily, so one is quick on any machine."""
+    threads = 1 if engine == "llama.cpp" else None
+    return localr1.load("tiny-r1", context=context, threads=threads, engine=engine)
+
+
+def another(llm: localr1.LLM, context: int = 256) -> localr1.LLM:
+    """The same model in the same engine, with nothing in its cache."""
+    return load(llm.chosen.engine, context)
 
 
 def prompt(llm: localr1.LLM, text: str) -> list[int]:
@@ -28,7 +40,7 @@ def prompt(llm: localr1.LLM, text: str) -> list[int]:
 
 def test_a_prompt_that_begins_alike_is_read_from_where_it_differs(llm: localr1.LLM):
     first, second = prompt(llm, "What is 12 + 30?"), prompt(llm, "What is 12 + 31?")
-    fresh = list(localr1.load("tiny-r1", context=256).generate(second, GREEDY))
+    fresh = list(another(llm).generate(second, GREEDY))
     list(llm.generate(first, GREEDY))
     assert list(llm.generate(second, GREEDY)) == fresh
     common = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
@@ -48,7 +60,7 @@ def test_limits_say_why_the_text_ended(llm: localr1.LLM):
     ids = prompt(llm, "What is 347 + 586?")
     assert len(list(llm.generate(ids, GREEDY))) == 24
     assert llm.engine.finish_reason == "length"
-    short = localr1.load("tiny-r1", context=len(ids) + 5)
+    short = another(llm, len(ids) + 5)
     unlimited = localr1.SamplingParams(temperature=0)
     assert len(list(short.generate(ids, unlimited))) == 6  # the last one needs no room
     assert short.engine.finish_reason == "context"
@@ -71,7 +83,7 @@ def test_ids_that_are_none_are_refused(llm: localr1.LLM, ids: list[int]):
 
 def test_closing_the_stream_anywhere_leaves_a_good_cache(llm: localr1.LLM):
     ids = prompt(llm, "Sort 5, 3, 9. " * 12)
-    expected = list(localr1.load("tiny-r1", context=256).generate(ids, GREEDY))
+    expected = list(another(llm).generate(ids, GREEDY))
     for stop_after in (1, 2, 4, 6, 20):
         llm.logits([7, 8, 9])
         stream = llm.engine.stream(ids, GREEDY)
