@@ -11,11 +11,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 LLAMA_CPP_ARGS := -DLLAVA_BUILD=OFF -DGGML_CCACHE=OFF \
   -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/tools/llama_cpp_core.cmake
 
-.PHONY: help setup chat test lint format bench clean
+.PHONY: help setup chat test test-gpu lint format bench clean
 
 help:
 	@echo 'make chat    install what is missing and talk to the embedded model'
 	@echo 'make test    install what is missing and run every test'
+	@echo 'make test-gpu  on a machine with an NVIDIA GPU: its tests, then R1 in full shapes, recorded'
 	@echo 'make lint    ruff, mypy, and whether docs/benchmarks.md is as new as the kernels'
 	@echo 'make format  let ruff rewrite what it can'
 	@echo 'make bench   measure this machine and the embedded model'
@@ -29,6 +30,10 @@ chat: $(VENV)/.chat-ready
 
 test: $(VENV)/.test-ready
 	@$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.test-ready
+	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m tools.record_gpu
 
 lint: $(VENV)/.test-ready
 	@$(BIN)/ruff check .

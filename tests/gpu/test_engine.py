@@ -18,6 +18,12 @@ import torch
 import localr1
 from localr1.chat.transcript import Message
 from localr1.engine.gpu_runner import GpuRunner
+from localr1.machine import hardware
+from localr1.models import inventory
+from localr1.models.source import open_source, read_config
+from offload.placement import Tier
+from offload.planner import plan, with_room
+from tests import toy
 from tests.gpu.conftest import HAS_GPU
 from tools.evaluate import PROBLEMS, bold, solve
 
@@ -27,9 +33,25 @@ GREEDY = localr1.SamplingParams(temperature=0.0, max_tokens=200)
 PROMPTS = [json.loads(line)["prompt"] for line in Path(PROBLEMS).read_text("utf-8").splitlines()]
 
 
+def least_vram() -> int:
+    """What holds all but the routed experts, as a 24 GB card does for R1."""
+    source = open_source(toy.TINY_R1)
+    stock = inventory.from_source(source, read_config(source))
+    low, high, found = 0, 1 << 36, hardware()
+    while high - low > 1 << 18:
+        middle = (low + high) // 2
+        placed = plan(stock.weights, with_room(found, None, middle), 2048, stock.demands)
+        low, high = (low, middle) if placed.gpu else (middle, high)
+    return high
+
+
 @pytest.fixture(scope="module")
 def on_gpu() -> localr1.LLM:
-    return localr1.load("tiny-r1", device="cuda")
+    """Attention on the GPU, experts in RAM."""
+    llm = localr1.load("tiny-r1", device="cuda", vram=least_vram())
+    assert llm.engine.placement is not None
+    assert llm.engine.placement.tier("blk.5.ffn_up_exps.weight") is Tier.RAM
+    return llm
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +76,13 @@ def test_greedy_texts_are_the_cpus(on_gpu: localr1.LLM, on_cpu: localr1.LLM) -> 
     assert sum(same) >= 0.98 * len(same)
 
 
-def test_problems_are_solved(on_gpu: localr1.LLM) -> None:
+@pytest.mark.parametrize("experts", [Tier.RAM, Tier.GPU])
+def test_problems_are_solved(on_gpu: localr1.LLM, experts: Tier) -> None:
+    llm = on_gpu if experts is Tier.RAM else localr1.load("tiny-r1", device="cuda")
+    assert llm.engine.placement is not None
+    assert llm.engine.placement.tier("blk.5.ffn_up_exps.weight") is experts
     problems = [json.loads(line) for line in Path(PROBLEMS).read_text("utf-8").splitlines()]
-    solved = [bold(text) == problem["answer"] for problem, text, _ in solve(on_gpu, problems)]
+    solved = [bold(text) == problem["answer"] for problem, text, _ in solve(llm, problems)]
     assert sum(solved) >= 0.95 * len(solved)
 
 
@@ -98,10 +124,13 @@ def test_a_thousand_starts_and_stops_leave_memory_as_it_was(on_gpu: localr1.LLM)
     assert ram_later < ram + (16 << 20)
 
 
-def test_a_model_that_is_let_go_leaves_its_place_to_another() -> None:
-    """As /model does: one mailbox, one GPU's memory."""
+def test_a_model_that_is_let_go_leaves_its_place_to_another(on_gpu: localr1.LLM) -> None:
+    """As /model does: one mailbox, one GPU's memory. The tests' own model gives its place first."""
+    shared = runner(on_gpu)._graph
+    assert shared is not None
+    shared.close()
     for _ in range(3):
-        llm = localr1.load("tiny-r1", device="cuda")
+        llm = localr1.load("tiny-r1", device="cuda", vram=least_vram())
         assert not llm.engine.notes and runner(llm)._graph is not None
         free = torch.cuda.mem_get_info()[0]
         assert list(llm.generate(rendered(llm, PROMPTS[0]), GREEDY))

@@ -14,6 +14,8 @@ from localr1.models.transformer import Transformer
 from tests import toy
 from tests.gpu.conftest import HAS_GPU
 
+pytestmark = [pytest.mark.gpu] if HAS_GPU else []
+
 DEVICE = "cuda" if HAS_GPU else "cpu"
 CONTEXT = 64
 IDS = [(7 * i * i + 3 * i) % 256 for i in range(12)]

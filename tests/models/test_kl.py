@@ -5,6 +5,7 @@ The reference is the file's own weights, dequantised, in float64 by transformers
 conversations of tiny-r1's kind: its held-out problems with their answers.
 """
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -58,16 +59,25 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "layout"), CASES)
-def test_divergence_is_at_most_llama_cpps(kind, layout, text, floats, tmp_path):
+ON_GPU = [
+    pytest.param(*case, "cuda", marks=pytest.mark.gpu)
+    for case in itertools.product(("Q8_0", "Q4_K_M", "Q6_K"), LAYOUTS)
+    if torch.cuda.is_available()
+]
+
+
+@pytest.mark.parametrize(("kind", "layout", "device"), [*((*c, "cpu") for c in CASES), *ON_GPU])
+def test_divergence_is_at_most_llama_cpps(kind, layout, device, text, floats, tmp_path):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     plain = toy.gguf(floats, tmp_path / "f32.gguf", kind="F32", layout=layout, mtp=False)
     path = oracles.quantize(plain, tmp_path / f"{kind}.gguf", kind)
     exact = toy.hf_folder_from_gguf(path, tmp_path / "exact", dtype=torch.float32)
     reference = oracles.transformers_logits(exact, text)
-    llm = localr1.load(path)
+    llm = localr1.load(path, device=device)
     own = oracles.mean_kl(reference, [llm.logits(ids) for ids in text])
     theirs = oracles.mean_kl(reference, oracles.llama_cpp_logits(path, text))
-    print(f"\n{kind} {layout}: mean KL {own:.3g}, llama.cpp {theirs:.3g} ({own / theirs:.2f} x)")
+    print(
+        f"\n{kind} {layout} {device}: mean KL {own:.3g}, llama.cpp {theirs:.3g} ({own / theirs:.2f} x)"
+    )
     assert np.isfinite(own)
     assert own <= ALLOWED[0] * theirs + ALLOWED[1]
