@@ -54,10 +54,11 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     host, gpu, run = first["machine"], first["machine"]["gpu"], first["synthetic"]
     where = gpu["name"] if gpu else "no GPU"
     distinct, routed = (run[name] / (1 << 30) for name in ("distinct_bytes", "routed_bytes"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numba"))
     facts = (
         f"{datetime.date.today()}, {where}, driver {gpu['driver'] if gpu else '-'}; {host['cpu']}, "
-        f"{host['cores']} cores; torch {version('torch')}, triton {version('triton')}, numba "
-        f"{version('numba')}; Q4_K_M, {distinct:.0f} of {routed:.0f} GiB of routed experts distinct."
+        f"{host['cores']} cores; {versions}; Q4_K_M, {distinct:.0f} of {routed:.0f} GiB of routed "
+        "experts distinct."
     )
     lines = ["| run | what | value | share of the limit |", "|---|---|---|---|"]
     lines += [line for name, result in results.items() for line in rows(name, result)]

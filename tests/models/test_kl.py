@@ -76,8 +76,7 @@ def test_divergence_is_at_most_llama_cpps(kind, layout, device, text, floats, tm
     llm = localr1.load(path, device=device)
     own = oracles.mean_kl(reference, [llm.logits(ids) for ids in text])
     theirs = oracles.mean_kl(reference, oracles.llama_cpp_logits(path, text))
-    print(
-        f"\n{kind} {layout} {device}: mean KL {own:.3g}, llama.cpp {theirs:.3g} ({own / theirs:.2f} x)"
-    )
+    ratio = f"{own / theirs:.2f} x"
+    print(f"\n{kind} {layout} {device}: mean KL {own:.3g}, llama.cpp {theirs:.3g} ({ratio})")
     assert np.isfinite(own)
     assert own <= ALLOWED[0] * theirs + ALLOWED[1]
