@@ -10,6 +10,7 @@ keys are permuted, and Llama 3's scaling becomes a tensor of factors. llama.cpp 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def _add_numbers(writer: gguf.GGUFWriter, values: dict[str, Any]) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        writer.add_rope_scaling_attn_factors(rope.get("attn_factor", 1.0))
+        own = 1 + 0.1 * math.log(rope["factor"])  # what llama.cpp multiplies the key's value by
+        writer.add_rope_scaling_attn_factors(rope.get("attention_factor", own) / own)
 
 
 def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from localr1.models.linear import Linear, Weights, float_tensor
 from localr1.models.rope import Rope
 
 _WORKSPACE = 1 << 24  # float32 values of one piece's mask (64 MiB)
+_PIECE = 256  # tokens: more would compute too much of what the mask hides
 
 
 class GQA:
@@ -93,7 +94,7 @@ class GQA:
         # [2, key heads, S, head_dim], a view: a key head's queries are rows of one product
         keys, values = rows.view(n_keys, 2, c.n_kv_heads, c.head_dim).permute(1, 2, 0, 3)
         out = torch.empty_like(queries)
-        step = max(1, _WORKSPACE // (group * n_keys))
+        step = max(1, min(_PIECE, _WORKSPACE // (group * n_keys)))
         for first in range(0, n_tokens, step):
             piece = slice(first, min(first + step, n_tokens))
             end = n_keys - n_tokens + piece.stop

@@ -42,6 +42,7 @@ DENSE = {
     "qwen3, wide heads": ("qwen3", {"head_dim": 80, "num_attention_heads": 6}),
     "qwen3, YaRN": ("qwen3", {"rope": toy_dense.YARN}),
     "qwen3, linear": ("qwen3", {"rope": toy_dense.LINEAR}),
+    "qwen3, attention_factor": ("qwen3", {"rope": toy_dense.YARN | {"attention_factor": 1.0}}),
 }
 
 
@@ -75,8 +76,20 @@ def test_dense_logits_from_f32(shape: str, tmp_path: Path):
         engine = localr1.load(path).engine
         assert relative_error(engine.logits(ids), reference) <= 1e-4
         *_, behind = engine.prefill(ids[:250])
-        steps = [behind, *(engine.step(token) for token in ids[250:])]
+        steps = [behind.numpy(), *(engine.step(token).clone().numpy() for token in ids[250:])]
         assert relative_error(np.concatenate(steps), reference[249:]) <= 1e-4
+
+
+@pytest.mark.parametrize("shape", DENSE)
+def test_dense_files_mean_what_llama_cpp_reads_in_them(shape: str, tmp_path: Path):
+    """Whose cache is float16 here: looser than against transformers, and another reader's view."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    architecture, options = DENSE[shape]
+    folder = toy_dense.hf_folder(tmp_path / "hf", toy_dense.config(architecture, **options))
+    path = toy_dense.gguf_file(folder, tmp_path / "toy.gguf")
+    ids = np.random.default_rng(5).integers(0, 768, 300).tolist()
+    [theirs] = oracles.llama_cpp_logits(path, [ids])
+    assert relative_error(localr1.load(path).logits(ids), theirs) <= 1e-3
 
 
 def test_logits_from_fp8(tmp_path: Path):
