@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, AnySizes, ffn_widths
 
 _BLOCK = 1024
 
@@ -39,10 +39,9 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = None
     return out
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
     """The shared expert and the dense layers, gate and up apart or side by side."""
-    shared = sizes.n_shared_experts * sizes.moe_intermediate_size
-    for width in sorted({shared, sizes.intermediate_size} - {0}):
+    for width in sorted(ffn_widths(sizes)):
         for stride in (width, 2 * width):
             for source, out in (("*fp32", "*fp32"), ("*fp32", "*bf16"), ("*bf16", "*bf16")):
                 yield Configuration(

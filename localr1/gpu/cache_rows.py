@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, LatentSizes
 
 _ROWS = 16  # rows that one program of `unpack_kernel` turns
 
@@ -107,7 +107,7 @@ def unpacked(cache: CacheRows, first: int, end: int, rank: int) -> torch.Tensor:
     return out
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration]:
     """Unpacking an FP8 cache."""
     width = sizes.kv_lora_rank + sizes.qk_rope_head_dim
     block = triton.next_power_of_2(width)

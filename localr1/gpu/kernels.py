@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 from localr1.gpu import (
     activation,
     cache_rows,
+    gqa,
+    gqa_prefill,
+    gqa_rope,
     linear_configurations,
     mailbox,
     mla,
@@ -17,16 +20,22 @@ from localr1.gpu import (
     sampling,
 )
 from localr1.gpu.launch import Configuration
-from localr1.gpu.sizes import Sizes
+from localr1.gpu.sizes import AnySizes, GroupedSizes
 
 
 def kernels(
-    arch: int, sizes: Sizes, formats: Iterable[str], experts: Iterable[str]
+    arch: int, sizes: AnySizes, formats: Iterable[str], experts: Iterable[str]
 ) -> Iterator[Configuration]:
     """For a model of `sizes` whose weights on the GPU have `formats`; those of routed experts that
     lie there too `experts`.
     """
     yield from linear_configurations.configurations(arch, sizes, formats, tokens=(1,))
+    for module in (activation, mailbox, norm, sampling):
+        yield from module.configurations(arch, sizes)
+    if isinstance(sizes, GroupedSizes):
+        for module in (gqa, gqa_prefill, gqa_rope):
+            yield from module.configurations(arch, sizes)
+        return
     yield from linear_configurations.chosen(arch, sizes, experts)
-    for module in (activation, cache_rows, mailbox, mla, mla_prefill, norm, rope, router, sampling):
+    for module in (cache_rows, mla, mla_prefill, rope, router):
         yield from module.configurations(arch, sizes)

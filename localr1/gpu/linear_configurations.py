@@ -10,7 +10,7 @@ from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.gemv import gemv_kernel
 from localr1.gpu.launch import Configuration
 from localr1.gpu.matmul import matmul_kernel
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, AnySizes, GroupedSizes, LatentSizes, ffn_widths
 from localr1.gpu.tiles import EXPANDED, GemvTile, MatmulTile, gemv_tile, matmul_tile
 
 # What products read and write, and whether they add to it.
@@ -24,7 +24,7 @@ _COUNTS = ("n_blocks", "n_tokens", "rows", "cols", "x_token", "x_matrix", "out_t
 
 def configurations(
     arch: int,
-    sizes: Sizes = R1,
+    sizes: AnySizes = R1,
     formats: Iterable[str] = GPU_FORMATS,
     tokens: Iterable[int] = (1, 2, 4, 8),
 ) -> Iterator[Configuration]:
@@ -45,7 +45,7 @@ def configurations(
             yield _expansion(name, out)
 
 
-def chosen(arch: int, sizes: Sizes, formats: Iterable[str]) -> Iterator[Configuration]:
+def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Configuration]:
     """Products with routed experts: the matrices of a stack that `ids` names."""
     inter, hidden = sizes.moe_intermediate_size, sizes.hidden_size
     kinds = "*fp32", "*fp32", None, "*i32"
@@ -81,27 +81,41 @@ def representative(arch: int) -> Iterator[Configuration]:
         yield _matmul("Q6_K", matmul_tile(arch, "Q6_K", n), "*fp32", "*bf16", None)
 
 
-def weight_shapes(sizes: Sizes) -> set[tuple[int, int, bool]]:
+def weight_shapes(sizes: AnySizes) -> set[tuple[int, int, bool]]:
     """(rows of a whole stack, cols, whether gated) of weights outside the routed experts."""
-    hidden, rank, heads = sizes.hidden_size, sizes.kv_lora_rank, sizes.n_heads
-    latent = rank + sizes.qk_rope_head_dim
-    query = heads * (sizes.qk_nope_head_dim + sizes.qk_rope_head_dim)
-    shapes = {
-        (latent, hidden, False),
-        (query, sizes.q_lora_rank or hidden, False),
-        (heads * rank, sizes.qk_nope_head_dim, False),
-        (heads * sizes.v_head_dim, rank, False),
-        (hidden, heads * sizes.v_head_dim, False),
-        (sizes.vocab_size, hidden, False),
-    }
-    if sizes.q_lora_rank:
-        shapes |= {(sizes.q_lora_rank + more, hidden, False) for more in (0, latent)}
-    for width in (sizes.n_shared_experts * sizes.moe_intermediate_size, sizes.intermediate_size):
+    hidden = sizes.hidden_size
+    own = _grouped(sizes) if isinstance(sizes, GroupedSizes) else _latent(sizes)
+    shapes = {*own, (sizes.vocab_size, hidden, False)}
+    for width in ffn_widths(sizes):
         shapes |= {(width, hidden, True), (width, hidden, False), (hidden, width, False)}
     return shapes
 
 
-def _gemv_tiles(arch: int, sizes: Sizes, name: str, n: int) -> set[tuple[GemvTile, bool]]:
+def _latent(sizes: LatentSizes) -> Iterator[tuple[int, int, bool]]:
+    """Weights of latent attention."""
+    hidden, rank, heads = sizes.hidden_size, sizes.kv_lora_rank, sizes.n_heads
+    latent = rank + sizes.qk_rope_head_dim
+    query = heads * (sizes.qk_nope_head_dim + sizes.qk_rope_head_dim)
+    yield latent, hidden, False
+    yield query, sizes.q_lora_rank or hidden, False
+    yield heads * rank, sizes.qk_nope_head_dim, False
+    yield heads * sizes.v_head_dim, rank, False
+    yield hidden, heads * sizes.v_head_dim, False
+    if sizes.q_lora_rank:
+        yield sizes.q_lora_rank, hidden, False
+        yield sizes.q_lora_rank + latent, hidden, False
+
+
+def _grouped(sizes: GroupedSizes) -> Iterator[tuple[int, int, bool]]:
+    """Weights of grouped-query attention; queries, keys and values apart and joined."""
+    hidden = sizes.hidden_size
+    queries, keys = sizes.n_heads * sizes.head_dim, sizes.n_kv_heads * sizes.head_dim
+    for rows in (queries, keys, queries + keys, 2 * keys, queries + 2 * keys):
+        yield rows, hidden, False
+    yield hidden, queries, False
+
+
+def _gemv_tiles(arch: int, sizes: AnySizes, name: str, n: int) -> set[tuple[GemvTile, bool]]:
     values = GPU_FORMATS[name].block_values
     return {
         (gemv_tile(arch, name, rows, cols, n, gated), gated)

@@ -25,7 +25,7 @@ import triton.language as tl
 from cpu_experts import mailbox as protocol
 from cpu_experts.mailbox import DONE, ERROR, TICKET, Mailbox, MailboxError
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, AnySizes, experts_per_token
 
 LATE = 6
 FAILURES = {**protocol.ERRORS, LATE: "the experts did not answer in time"}
@@ -213,14 +213,14 @@ def _constants(hidden: int, top_k: int) -> dict[str, int]:
     return {"HIDDEN": hidden, "TOP_K": top_k} | blocks
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
     """Posting and waiting."""
     post = {
         **{"control": "*i64", "state": "*i64", "x": "*fp32", "ids": "*i32", "weights": "*fp32"},
         **{"to_x": "*fp32", "to_ids": "*i32", "to_weights": "*fp32"},
         **{"layer": "i32", "n_tokens": "i32"},
     }
-    constants = _constants(sizes.hidden_size, sizes.n_experts_per_tok)
+    constants = _constants(sizes.hidden_size, experts_per_token(sizes))
     yield Configuration(post_kernel, post, constants, 8, 2)
     wait = {"control": "*i64", "state": "*i64", "limit": "i32"}
     yield Configuration(wait_kernel, wait, {}, 1, 2)

@@ -2,9 +2,7 @@
 
 All heads attend over the same rows, so a tile of rows serves many heads at once and is read from
 memory once: as keys, and, its latent part, as values. The keys are cut into `splits` shares that
-run side by side; a second kernel joins their answers. The length comes from device memory and every
-program finds its share from it, so one captured graph serves every position, and short contexts
-are spread over the chip as evenly as long ones.
+run side by side (splits.py).
 
 Queries of several tokens are rows of one matrix, `[token][head]`; a row sees the keys up to its own
 token's.
@@ -22,10 +20,8 @@ import triton.language as tl
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows, from_e4m3
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
-
-MAX_SPLITS = 64
-_COLUMNS = 128  # of the latent, that one program of `combine_kernel` joins
+from localr1.gpu.sizes import R1, LatentSizes
+from localr1.gpu.splits import combine, combining, share_of, spread
 
 
 @triton.jit
@@ -35,12 +31,6 @@ def fp8_operand(source, offset, inside, columns, SIZE: tl.constexpr, FLOAT_DOT: 
     codes = tl.load(source + offset[:, None] + columns[None, :], mask=mask, other=0)
     tile = from_e4m3(codes)
     return tile.to(tl.float32) if FLOAT_DOT else tile
-
-
-@triton.jit
-def share_of(length, splits, KEYS: tl.constexpr):
-    """Keys of one split: as even as whole tiles allow."""
-    return tl.cdiv(tl.cdiv(length, splits), KEYS) * KEYS
 
 
 @triton.jit
@@ -96,27 +86,6 @@ def partial_kernel(
     tl.store(sums + out[:, None] * RANK + column[None, :], acc / weight[:, None], mask=mask)
 
 
-@triton.jit
-def combine_kernel(
-    sums, peaks, position, out, n_tokens, splits,
-    RANK: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Query row `program_id(0)`, COLUMNS of its latent: the splits' answers, by their weights."""
-    line = tl.program_id(0).to(tl.int64)
-    length = tl.load(position) + n_tokens
-    used = tl.cdiv(length, share_of(length, splits, KEYS))
-    split = tl.arange(0, SPLITS)
-    there = split < used
-    weight = tl.load(peaks + line * splits + split, mask=there, other=float("-inf"))
-    weight = tl.exp2(weight - tl.max(weight, 0))
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = there[:, None] & (column < RANK)[None, :]
-    at = (line * splits + split)[:, None] * RANK + column[None, :]
-    joined = tl.sum(tl.load(sums + at, mask=mask, other=0.0) * weight[:, None], 0)
-    joined = joined / tl.sum(weight, 0)
-    tl.store(out + line * RANK + column, joined.to(out.dtype.element_ty), mask=column < RANK)
-
-
 def attend(
     q_latent: torch.Tensor,
     q_rope: torch.Tensor,
@@ -147,11 +116,7 @@ def attend(
         scale * LOG2_E, num_warps=tile.num_warps, num_stages=tile.num_stages,
         **_constants(heads, rank, q_rope.shape[-1], tile, device.type == "cpu"),
     )  # fmt: skip
-    launch(
-        combine_kernel, (n_rows, triton.cdiv(rank, _COLUMNS)),
-        sums, peaks, position, out, n_tokens, splits,
-        RANK=rank, KEYS=tile.keys, SPLITS=MAX_SPLITS, COLUMNS=_COLUMNS,
-    )  # fmt: skip
+    combine(sums, peaks, position, tile.keys, out)
     return out
 
 
@@ -167,8 +132,7 @@ def tile_for(arch: int, n_rows: int, fp8: bool) -> Tile:
 
 def splits_for(n_rows: int, multiprocessors: int) -> int:
     """As many splits as give every multiprocessor a program."""
-    tiles = triton.cdiv(n_rows, 16 if n_rows <= 16 else 32)
-    return max(1, min(MAX_SPLITS, multiprocessors // tiles))
+    return spread(triton.cdiv(n_rows, 16 if n_rows <= 16 else 32), multiprocessors)
 
 
 def _constants(heads: int, rank: int, rope: int, tile: Tile, float_dot: bool) -> dict[str, Any]:
@@ -184,7 +148,7 @@ def _constants(heads: int, rank: int, rope: int, tile: Tile, float_dot: bool) ->
     }
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration]:
     """Both kernels, for one token and for several, over bf16 and FP8 caches."""
     heads, rank, rope = sizes.n_heads, sizes.kv_lora_rank, sizes.qk_rope_head_dim
     counts = {"n_tokens": "i32", "splits": "i32"}
@@ -203,8 +167,4 @@ def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
                 partial_kernel, signature | counts | kind, constants,
                 tile.num_warps, tile.num_stages,
             )  # fmt: skip
-    for n_keys in sorted(keys):
-        shape = {"RANK": rank, "KEYS": n_keys, "SPLITS": MAX_SPLITS, "COLUMNS": _COLUMNS}
-        for out in ("*fp32", "*bf16"):
-            joined = {"sums": "*fp32", "peaks": "*fp32", "position": "*i32", "out": out}
-            yield Configuration(combine_kernel, joined | counts, shape, 4, 2)
+    yield from combining(rank, keys)

@@ -17,7 +17,7 @@ import triton.language as tl
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows, unpacked
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, LatentSizes
 
 Expand = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -131,7 +131,7 @@ def _constants(
     }
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration]:
     """Pieces at the beginning, in the middle, at the end, and the only one."""
     tile = tile_for(arch)
     counts = ("n_queries", "n_keys", "lead", "k_stride", "k_head", "v_stride", "v_head")

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, AnySizes, GroupedSizes
 
 
 @triton.jit
@@ -66,10 +66,11 @@ def _warps(width: int) -> int:
     return max(1, min(16, _block(width) // 512))
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
     """Norms of the hidden state, with and without a sum, and of the query's low rank."""
     kinds = [(sizes.hidden_size, add) for add in (None, "*fp32")]
-    kinds += [(sizes.q_lora_rank, None)] if sizes.q_lora_rank else []
+    if not isinstance(sizes, GroupedSizes) and sizes.q_lora_rank:
+        kinds.append((sizes.q_lora_rank, None))
     for width, add in kinds:
         for out in ("*fp32", "*bf16"):
             signature = {"x": "*fp32", "weight": "*fp32", "out": out, "eps": "fp32"}

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from localr1.gpu.cache_rows import CacheRows, store_row
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, LatentSizes
 
 _HEADS = 8  # heads of one program
 
@@ -123,7 +123,7 @@ def _constants(heads: int, nope: int, rope: int, rank: int) -> dict[str, int]:
     }
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration]:
     """Projections in float32 or bf16, for decoding (float32 plain queries) and prefill (bf16)."""
     rank, rope = sizes.kv_lora_rank, sizes.qk_rope_head_dim
     constants = _constants(sizes.n_heads, sizes.qk_nope_head_dim, rope, rank)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, Sizes
+from localr1.gpu.sizes import R1, LatentSizes
 
 FEW = 8  # tokens up to which each expert and token has a program of its own
 _TILE = 32  # tokens, experts and columns of a tile beyond
@@ -119,7 +119,7 @@ def route(
     x: torch.Tensor,
     router: torch.Tensor,
     bias: torch.Tensor | None,
-    sizes: Sizes,
+    sizes: LatentSizes,
     scale: float,
     ids: torch.Tensor,
     weights: torch.Tensor,
@@ -146,7 +146,7 @@ def route(
     )  # fmt: skip
 
 
-def _constants(sizes: Sizes) -> dict[str, int]:
+def _constants(sizes: LatentSizes) -> dict[str, int]:
     limited = sizes.topk_method != "greedy" and sizes.n_group > sizes.topk_group
     groups = sizes.n_group if limited else 1
     size = sizes.n_routed_experts // groups
@@ -164,7 +164,7 @@ def _constants(sizes: Sizes) -> dict[str, int]:
     }
 
 
-def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
+def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration]:
     """Logits of few and of many tokens; the choice, where a bias joins it and where none does."""
     shape = {"EXPERTS": sizes.n_routed_experts, "HIDDEN": sizes.hidden_size}
     signature = {"x": "*fp32", "router": "*fp32", "out": "*fp32"}

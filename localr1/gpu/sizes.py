@@ -1,16 +1,17 @@
 """The sizes that the kernels of this package are compiled for: DeepSeek-R1's, and others' like it.
 
-A `ModelConfig` is a `Sizes`: the kernels lie below the model's code and do not know its classes.
+A `ModelConfig` is `LatentSizes`, a `DenseConfig` `GroupedSizes`: the kernels lie below the model's
+code and do not know its classes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Sizes(Protocol):
-    """What kernels ask of a model's configuration; names as in `ModelConfig`."""
+    """What kernels ask of any model's configuration."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -18,6 +19,13 @@ class Sizes(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def n_heads(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+
+
+class LatentSizes(Sizes, Protocol):
+    """Of latent attention and routed experts; names as in `ModelConfig`."""
+
     @property
     def q_lora_rank(self) -> int: ...
     @property
@@ -28,8 +36,6 @@ class Sizes(Protocol):
     def qk_rope_head_dim(self) -> int: ...
     @property
     def v_head_dim(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
     @property
     def moe_intermediate_size(self) -> int: ...
     @property
@@ -48,6 +54,42 @@ class Sizes(Protocol):
     def topk_method(self) -> str: ...
     @property
     def norm_topk_prob(self) -> bool: ...
+
+
+class Rotation(Protocol):
+    """Whether rotated pairs lie side by side, or a head's halves face each other."""
+
+    @property
+    def interleaved(self) -> bool: ...
+
+
+@runtime_checkable
+class GroupedSizes(Sizes, Protocol):
+    """Of grouped-query attention and dense FFNs; names as in `DenseConfig`."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rope(self) -> Rotation: ...
+
+
+AnySizes = LatentSizes | GroupedSizes
+
+
+def experts_per_token(sizes: AnySizes) -> int:
+    """How many experts a token asks for; a dense FFN is the only expert of its layer."""
+    return 1 if isinstance(sizes, GroupedSizes) else sizes.n_experts_per_tok
+
+
+def ffn_widths(sizes: AnySizes) -> set[int]:
+    """Of dense FFNs and the shared expert."""
+    if isinstance(sizes, GroupedSizes):
+        return {sizes.intermediate_size}
+    return {sizes.n_shared_experts * sizes.moe_intermediate_size, sizes.intermediate_size} - {0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +133,27 @@ TINY_R1 = KnownSizes(
     n_group=4,
     topk_group=2,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """See Rotation."""
+
+    interleaved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KnownGroupedSizes:
+    """The sizes of the 7B model that was distilled from R1, a Qwen2, where nothing else is said."""
+
+    architecture: str = "qwen2"
+    hidden_size: int = 3584
+    vocab_size: int = 152064
+    n_heads: int = 28
+    n_kv_heads: int = 4
+    head_dim: int = 128
+    intermediate_size: int = 18944
+    rope: Rotated = Rotated(interleaved=False)
+
+
+DISTILL_7B = KnownGroupedSizes()

@@ -7,6 +7,7 @@ import torch
 
 from localr1.gpu import mla, mla_prefill
 from localr1.gpu.launch import architecture
+from localr1.gpu.splits import MAX_SPLITS
 from tests.gpu.test_rope import BF16, filled
 
 TOLERANCE = BF16  # operands are exact, but the softmax's weights are rounded
@@ -101,4 +102,4 @@ def test_every_multiprocessor_gets_a_share() -> None:
     assert mla.splits_for(128, 132) == 33
     assert mla.splits_for(128, 82) == 20
     assert mla.splits_for(8 * 128, 128) == 4
-    assert mla.splits_for(8, 128) == mla.MAX_SPLITS
+    assert mla.splits_for(8, 128) == MAX_SPLITS

@@ -1,0 +1,162 @@
+"""Grouped-query attention for decoding: up to 8 tokens over a bf16 cache.
+
+A row of the cache is a token's `[keys of every key head | values of every key head]`. The query
+heads that share a key head are rows of one tile, `[token][query head]`, so keys and values are read
+from memory once for all of them. The keys are cut into `splits` shares that run side by side
+(splits.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
+from localr1.gpu.launch import Configuration, launch
+from localr1.gpu.sizes import DISTILL_7B, GroupedSizes
+from localr1.gpu.splits import combine, combining, share_of, spread
+from localr1.gpu.tiles import FEW
+
+
+@triton.jit
+def queries_of(tile, head, GROUP: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr):
+    """Rows of `tile` of key head `head`: the token of each, and its line of q [T * HEADS, DIM]."""
+    row = tile * ROWS + tl.arange(0, ROWS)
+    token = row // GROUP
+    return token, token.to(tl.int64) * HEADS + head * GROUP + row % GROUP
+
+
+@triton.jit
+def attended(
+    queries, rows, head, first, end, last, scale,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, FLOAT_DOT: tl.constexpr,
+):  # fmt: skip
+    """Queries [ROWS, BLOCK] over the keys `first` to `end` of key head `head`, each up to position
+    `last` [ROWS] -> their answers [ROWS, BLOCK], and the logarithms (base 2) of the weights behind
+    them: -inf where a row sees none of these keys.
+    """
+    column = tl.arange(0, BLOCK)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK], tl.float32)
+    for at in range(first, end, KEYS):
+        key = at + tl.arange(0, KEYS)
+        inside = key < end
+        place = key.to(tl.int64) * (2 * KV_HEADS * DIM) + head * DIM
+        keys = operand(rows, place, inside, column, DIM, FLOAT_DOT)
+        values = operand(rows, place + KV_HEADS * DIM, inside, column, DIM, FLOAT_DOT)
+        seen = inside[None, :] & (key[None, :] <= last[:, None])
+        scores = tl.where(seen, tl.dot(queries, tl.trans(keys)) * scale, float("-inf"))
+        peak, total, acc = softmax_step(scores, values, None, peak, total, acc, FLOAT_DOT)
+    weight = tl.where(total == 0, 1.0, total)
+    return acc / weight[:, None], peak + tl.log2(weight)
+
+
+@triton.jit
+def partial_kernel(
+    q, rows, position, sums, peaks, n_tokens, splits, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, FLOAT_DOT: tl.constexpr,
+):  # fmt: skip
+    """Tile `program_id(0)` of the queries of key head `program_id(2)` over split `program_id(1)`.
+
+    sums [T * HEADS, splits, DIM] are the answers, peaks [T * HEADS, splits] the logarithms of their
+    weights.
+    """
+    split, head, start = tl.program_id(1), tl.program_id(2), tl.load(position)
+    length = start + n_tokens
+    share = share_of(length, splits, KEYS)
+    first = split * share
+    end = tl.minimum(first + share, length)
+    if first >= end:
+        return
+    token, line = queries_of(tl.program_id(0), head, HEADS // KV_HEADS, HEADS, ROWS)
+    real, column = token < n_tokens, tl.arange(0, BLOCK)
+    queries = operand(q, line * DIM, real, column, DIM, FLOAT_DOT)
+    answer, peak = attended(
+        queries, rows, head, first, end, start + token, scale,
+        KV_HEADS, DIM, BLOCK, ROWS, KEYS, FLOAT_DOT,
+    )  # fmt: skip
+    out = line * splits + split
+    tl.store(peaks + out, peak, mask=real)
+    mask = real[:, None] & (column < DIM)[None, :]
+    tl.store(sums + out[:, None] * DIM + column[None, :], answer, mask=mask)
+
+
+def attend(
+    q: torch.Tensor,
+    rows: torch.Tensor,
+    position: torch.Tensor,
+    scale: float,
+    arch: int,
+    splits: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Queries `[T, heads, head_dim]` bf16 at positions `position ...` over the cache `rows` bf16
+    `[S, 2 * key heads * head_dim]` up to their own -> `[T, heads, head_dim]`, float32 if `out` is
+    not given.
+
+    `position` int32 `[1]`; `scale` is the softmax's; `arch` the GPU's compute capability, as 86;
+    `splits` from `splits_for`.
+    """
+    n_tokens, heads, dim = q.shape
+    kv_heads, device = rows.shape[-1] // (2 * dim), q.device
+    if out is None:
+        out = torch.empty(q.shape, dtype=torch.float32, device=device)
+    sums = torch.empty(n_tokens * heads, splits, dim, dtype=torch.float32, device=device)
+    peaks = torch.empty(n_tokens * heads, splits, dtype=torch.float32, device=device)
+    n_rows = n_tokens * (heads // kv_heads)
+    tile = tile_for(arch, n_rows, dim)
+    launch(
+        partial_kernel, (triton.cdiv(n_rows, tile.rows), splits, kv_heads),
+        q, rows, position, sums, peaks, n_tokens, splits, scale * LOG2_E,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        **constants(heads, kv_heads, dim, tile, device.type == "cpu"),
+    )  # fmt: skip
+    combine(sums, peaks, position, tile.keys, out)
+    return out
+
+
+def tile_for(arch: int, n_rows: int, dim: int) -> Tile:
+    """Few keys at a time, so that a short context is spread widely, and in three stages, so that
+    the next ones are on their way: two programs have room in 99 KiB, with heads of 256 one.
+    """
+    return Tile(16 if n_rows <= 16 else 32, 32, 4, 3)
+
+
+def splits_for(n_rows: int, kv_heads: int, multiprocessors: int) -> int:
+    """As many splits as give every multiprocessor two programs."""
+    return spread(kv_heads * triton.cdiv(n_rows, 16 if n_rows <= 16 else 32), 2 * multiprocessors)
+
+
+def constants(heads: int, kv_heads: int, dim: int, tile: Tile, float_dot: bool) -> dict[str, Any]:
+    """The constants of `partial_kernel` and of `prefill_kernel`."""
+    return {
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "DIM": dim,
+        "BLOCK": padded(dim),
+        "ROWS": tile.rows,
+        "KEYS": tile.keys,
+        "FLOAT_DOT": float_dot,
+    }
+
+
+def configurations(arch: int, sizes: GroupedSizes = DISTILL_7B) -> Iterator[Configuration]:
+    """Both kernels, for one token and for several."""
+    heads, kv_heads, dim = sizes.n_heads, sizes.n_kv_heads, sizes.head_dim
+    signature = {
+        **dict.fromkeys(("q", "rows"), "*bf16"),
+        **{"position": "*i32", "sums": "*fp32", "peaks": "*fp32"},
+        **{"n_tokens": "i32", "splits": "i32", "scale": "fp32"},
+    }
+    tiles = {tile_for(arch, n * (heads // kv_heads), dim) for n in range(1, FEW + 1)}
+    for tile in tiles:
+        shape = constants(heads, kv_heads, dim, tile, False)
+        yield Configuration(partial_kernel, signature, shape, tile.num_warps, tile.num_stages)
+    yield from combining(dim, {tile.keys for tile in tiles})
