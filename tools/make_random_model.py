@@ -75,7 +75,9 @@ _SCALES = {
 }
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
+    """A weight to write."""
+
     name: str
     shape: tuple[int, ...]
     kind: str  # a key of FORMATS
@@ -95,13 +97,17 @@ def make_random_model(out: Path, size: int, experts: int = 256) -> Path:
     shape = {"vocab_size": len(vocabulary["tokenizer.ggml.tokens"]), "expert_count": experts}
     moe, dense = _layers(size, shape)
     numbers = _numbers(shape, moe, dense)
-    tensors = list(_tensors(numbers))
     writer = gguf.GGUFWriter(out, "deepseek2")
     writer.add_name(f"random R1, {dense} dense and {moe} MoE layers")
     for key, value in {**numbers, **vocabulary}.items():
         if key == "general.architecture":
             continue  # the writer has put it there itself
         writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    return write_random(writer, out, list(_tensors(numbers)), SEED)
+
+
+def write_random(writer: gguf.GGUFWriter, out: Path, tensors: list[Tensor], seed: int) -> Path:
+    """Write the file that `writer` has the metadata of, with random weights."""
     for tensor in tensors:
         qtype = gguf.GGMLQuantizationType[tensor.kind]
         writer.add_tensor_info(
@@ -111,7 +117,7 @@ def make_random_model(out: Path, size: int, experts: int = 256) -> Path:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     with out.open("ab") as file:
         for tensor in tensors:
             file.write(bytes(-file.tell() % _ALIGNMENT))
@@ -142,13 +148,13 @@ def _numbers(shape: dict[str, int], moe: int, dense: int) -> dict[str, Any]:
     return {"general.architecture": "deepseek2", **numbers}
 
 
-def _tensors(numbers: dict[str, Any]) -> Iterator[_Tensor]:
+def _tensors(numbers: dict[str, Any]) -> Iterator[Tensor]:
     config = ModelConfig.from_gguf(numbers, {})
     for name, shape in weight_shapes(config).items():
         if name.endswith("attn_kv_b.weight"):
             continue  # the newer layout: attn_k_b and attn_v_b
         shape = shape[1:] if shape[0] == 1 else shape
-        yield _Tensor(name, shape, _kind(name, shape, config))
+        yield Tensor(name, shape, _kind(name, shape, config))
 
 
 def _kind(name: str, shape: tuple[int, ...], config: ModelConfig) -> str:
@@ -163,7 +169,7 @@ def _kind(name: str, shape: tuple[int, ...], config: ModelConfig) -> str:
     return "Q6_K" if name == "output.weight" or "ffn_down" in name else "Q4_K"
 
 
-def _random_bytes(tensor: _Tensor, rng: np.random.Generator) -> Iterator[memoryview]:
+def _random_bytes(tensor: Tensor, rng: np.random.Generator) -> Iterator[memoryview]:
     """The tensor's bytes in the file, in chunks."""
     spread = tensor.shape[-1] ** -0.5
     if tensor.kind == "F32":
@@ -182,7 +188,7 @@ def _random_bytes(tensor: _Tensor, rng: np.random.Generator) -> Iterator[memoryv
         yield blocks.data
 
 
-def _floats(tensor: _Tensor, spread: float, rng: np.random.Generator) -> np.ndarray:
+def _floats(tensor: Tensor, spread: float, rng: np.random.Generator) -> np.ndarray:
     noise = rng.standard_normal(tensor.shape, np.float32)
     if tensor.name.endswith("bias"):
         return 0.1 * noise

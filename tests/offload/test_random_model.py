@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 
 from cpu_experts import QuantTensor
-from tools.make_random_model import _layers, _numbers, _random_bytes, _Tensor, _tensors
+from localr1 import registry
+from localr1.models.dense_config import DenseConfig
+from localr1.models.shapes import check_shapes
+from localr1.models.source import open_source, read_config
+from tools.make_random_dense import make_random_dense
+from tools.make_random_model import Tensor, _layers, _numbers, _random_bytes, _tensors
 
 R1 = {"vocab_size": 768, "expert_count": 256}
 GIB = 1 << 30
@@ -16,7 +24,7 @@ GIB = 1 << 30
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "Q5_0"])
 @pytest.mark.parametrize("cols", [2048, 7168])
 def test_blocks_are_finite_and_spread_like_a_trained_matrix(kind: str, cols: int) -> None:
-    tensor = _Tensor("x.weight", (3, 8, cols), kind)
+    tensor = Tensor("x.weight", (3, 8, cols), kind)
     data = b"".join(_random_bytes(tensor, np.random.default_rng(1)))
     assert len(data) == tensor.nbytes
     values = QuantTensor(kind, tensor.shape, (np.frombuffer(data, np.uint8),)).dequantize()
@@ -44,3 +52,13 @@ def test_the_shapes_are_those_of_r1() -> None:
     assert tensors["blk.0.attn_k_b.weight"][1:] == ((128, 512, 128), "Q5_0")
     assert tensors["blk.0.ffn_up.weight"].shape == (18432, 7168)
     assert tensors["blk.0.attn_norm.weight"][1:] == ((7168,), "F32")
+
+
+def test_a_random_dense_model_has_the_published_ones_shapes_and_types(tmp_path: Path) -> None:
+    config = DenseConfig.from_hf(registry.entries()["r1-distill-1.5b"].config)
+    config = replace(config, n_layers=1, vocab_size=1000)
+    source = open_source(make_random_dense(tmp_path / "random.gguf", config))
+    assert read_config(source) == config
+    assert check_shapes(config, source) == {"F32", "Q4_K", "Q6_K"}
+    assert source["blk.0.ffn_up.weight"].shape == (8960, 1536)
+    assert source["blk.0.ffn_up.weight"].format.name == "Q4_K"
