@@ -12,9 +12,11 @@ from typing import Any
 from localr1.gpu.formats import GPU_FORMATS
 
 FEW = 8  # tokens that `gemv` takes
+PIECE = 2048  # tokens of a prompt that a part takes at a time: 300 MB in R1's dense layers
 EXPANDED = 64  # chunks that a program of `expand_kernel` writes at a time
 _LANES = 32  # chunks that one warp reads at a time
-_WARPS = 1024  # that keep the memory of the largest GPU busy; smaller ones need fewer
+_WARPS = 4096  # that keep the memory of the largest GPU busy; smaller ones need fewer
+_MOST_WARPS = 4  # of a program: they share its rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +44,27 @@ class GemvTile:
 def gemv_tile(
     arch: int, name: str, rows: int, cols: int, n_tokens: int, gated: bool = False
 ) -> GemvTile:
-    """The tile for all `rows` of a stack together, of which a gated one has two matrices."""
+    """The tile for all `rows` of a stack together, of which a gated one has two matrices.
+
+    Activations are used for as many rows as registers hold; where that leaves too few programs,
+    several warps share each row. Rows that 32 lanes would not fill are read by fewer.
+    """
+    groups = GPU_FORMATS[name].groups
     n_chunks = cols // GPU_FORMATS[name].chunk_values
-    width = min((_LANES, 16, 8, 4, 2, 1), key=lambda w: (-(-n_chunks // w) * w, -w))
-    down = _LANES // width
-    # Registers hold the chunks of `repeat` rows, twice as many where there is an up beside a gate.
-    most = 4 if n_tokens == 1 else 2 if n_tokens == 2 else 1
-    most = max(1, most // ((2 if gated else 1) * max(1, GPU_FORMATS[name].groups // 2)))
-    repeat = most
-    while repeat > 1 and rows < _WARPS * repeat * down:
+    width = next(w for w in (_LANES, 16, 8, 4, 2, 1) if w * -(-n_chunks // w) <= 1.15 * n_chunks)
+    down, repeat, warps = _LANES // width, 1, 1
+    if n_tokens == 1:
+        repeat = 2 if gated or groups > 2 else 4
+    elif n_tokens == 2 and groups <= 2 and not gated:
+        repeat = 2
+    while repeat > 1 and width < _LANES and rows < _WARPS // 4 * repeat * down:
         repeat //= 2
+    programs = rows // (repeat * down)
+    while _LANES <= width <= n_chunks // 2 and warps < _MOST_WARPS and programs * warps < _WARPS:
+        width, warps = 2 * width, 2 * warps
     steps = -(-n_chunks // width)
-    unroll = 2 if steps > 1 and repeat * (2 if gated else 1) < 4 else 1
-    return GemvTile(repeat, down, width, unroll, 1)
+    unroll = 2 if steps > 1 and (width >= _LANES or repeat < 4) else 1
+    return GemvTile(repeat, down, width, unroll, warps)
 
 
 @dataclass(frozen=True, slots=True)
