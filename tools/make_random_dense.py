@@ -32,7 +32,9 @@ def make_random_dense(out: Path, config: DenseConfig, quant: str = "Q4_K_M") -> 
     writer = gguf.GGUFWriter(out, config.architecture)
     writer.add_name(f"random {config.architecture} of {config.n_layers} layers")
     for key, value in {**_numbers(config), **_vocabulary(config.vocab_size)}.items():
-        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+        whole = type(value) is int  # and then unsigned, as llama.cpp asks for
+        kind = gguf.GGUFValueType.UINT32 if whole else gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
     return write_random(writer, out, _tensors(config, quant), SEED)
 
 
