@@ -34,7 +34,7 @@ class GpuRunner(Runner):
         try:
             self._graph = DecodeGraph(model, parts, self._cache)
         except (LocalR1Error, MailboxError) as problem:
-            self.problem = str(problem)
+            self.problem = f"{problem}; tokens take longer"
 
     @property
     def cache(self) -> KVCache:

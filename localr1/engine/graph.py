@@ -12,6 +12,7 @@ import weakref
 
 import torch
 
+from cpu_experts.mailbox import MailboxError
 from localr1.errors import LocalR1Error
 from localr1.models.gpu import GpuParts
 from localr1.models.kv_cache import KVCache
@@ -21,7 +22,7 @@ from localr1.models.transformer import Hidden, Transformer
 class DecodeGraph:
     """`step(token)` for a model whose parts are the GPU's, over one cache.
 
-    Raises LocalR1Error where the mailbox fails its first token.
+    Raises LocalR1Error where the mailbox fails its first token, which tests it.
     """
 
     def __init__(self, model: Transformer, parts: GpuParts, cache: KVCache) -> None:
@@ -34,6 +35,7 @@ class DecodeGraph:
         self._handoff = parts.stage.open_mailbox() if any(parts.stage.banks) else None
         if self._handoff is not None:  # ends with us, since only one can run
             self._stop = weakref.finalize(self, self._handoff.box.stop)
+        self._problem: str | None = None
         self._graph = torch.cuda.CUDAGraph()
         self._done = torch.cuda.Event(blocking=True)
         try:
@@ -53,7 +55,8 @@ class DecodeGraph:
             self._prepare(0)
             self._body()
         stream.synchronize()
-        self._check()
+        if self._handoff is not None and int(self._state[1]):
+            raise LocalR1Error(f"the mailbox does not work: {self._handoff.failure()}")
         with torch.inference_mode(), torch.cuda.graph(self._graph, stream=stream):
             self._body()
 
@@ -75,24 +78,30 @@ class DecodeGraph:
         """Run one token behind the committed ones, without committing it: logits `[1, vocab]` on
         the GPU, which the next step overwrites.
 
-        Raises LocalR1Error where the experts did not answer; the token can be run again.
+        A token whose experts did not answer in time (the program was stopped, pages were cold) is
+        run again once. Raises LocalR1Error where that fails too.
         """
+        if not self._run(token) and not self._run(token):
+            raise LocalR1Error(f"a token failed: {self._problem}", "ask again; --debug tells more")
+        return self._logits
+
+    def _run(self, token: int) -> bool:
+        """Whether all went well; if not, `_problem` says what, and the mailbox is as new."""
         self._prepare(token)
         if self._handoff is not None:
             self._handoff.box.resume()
         self._graph.replay()
         self._done.record()
         self._done.synchronize()
-        self._check()
-        return self._logits
-
-    def _check(self) -> None:
         if self._handoff is None or not int(self._state[1]):
-            return
-        problem = self._handoff.failure()
-        self._handoff.reset()
+            return True
+        self._problem = self._handoff.failure()
+        try:
+            self._handoff.reset()
+        except MailboxError as error:
+            raise LocalR1Error(f"a token failed: {error}", "start again") from error
         self._state.zero_()
-        raise LocalR1Error(f"a token failed: {problem}", "ask again; --debug tells more")
+        return False
 
     def rest(self) -> None:
         """No token will come for a while: the CPU's threads may sleep."""

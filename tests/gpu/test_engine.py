@@ -7,6 +7,9 @@ the exact logits.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +21,8 @@ import torch
 import localr1
 from localr1.chat.transcript import Message
 from localr1.engine.gpu_runner import GpuRunner
+from localr1.errors import LocalR1Error
+from localr1.gpu.driver import GpuError
 from localr1.machine import hardware
 from localr1.models import inventory
 from localr1.models.source import open_source, read_config
@@ -124,6 +129,32 @@ def test_a_thousand_starts_and_stops_leave_memory_as_it_was(on_gpu: localr1.LLM)
     assert ram_later < ram + (16 << 20)
 
 
+def test_a_stopped_program_goes_on(on_gpu: localr1.LLM) -> None:
+    """SIGSTOP for longer than a wait on the GPU may last: the token is run again."""
+    ids = rendered(on_gpu, PROMPTS[3])
+    whole = list(on_gpu.generate(ids, GREEDY))
+    stop = f"sleep 0.05; kill -STOP {os.getpid()}; sleep 1.5; kill -CONT {os.getpid()}"
+    with subprocess.Popen(["sh", "-c", stop]):
+        for _ in range(20):
+            assert list(on_gpu.generate(ids, GREEDY)) == whole
+
+
+def test_a_launch_that_fails_is_told_and_the_next_answer_is_right(
+    on_gpu: localr1.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = rendered(on_gpu, PROMPTS[3])
+    whole = list(on_gpu.generate(ids, GREEDY))
+    on_gpu.engine._truncate(0)
+
+    def broken(*_: object, **__: object) -> None:
+        raise GpuError("the launch was refused")
+
+    with monkeypatch.context() as patch, pytest.raises(GpuError, match="refused"):
+        patch.setattr("localr1.gpu.norm.launch", broken)
+        list(on_gpu.generate(ids, GREEDY))
+    assert list(on_gpu.generate(ids, GREEDY)) == whole
+
+
 def test_a_model_that_is_let_go_leaves_its_place_to_another(on_gpu: localr1.LLM) -> None:
     """As /model does: one mailbox, one GPU's memory. The tests' own model gives its place first."""
     shared = runner(on_gpu)._graph
@@ -137,3 +168,17 @@ def test_a_model_that_is_let_go_leaves_its_place_to_another(on_gpu: localr1.LLM)
         del llm
     torch.cuda.empty_cache()
     assert torch.cuda.mem_get_info()[0] > free
+
+
+def test_threads_that_died_end_the_answer_soon() -> None:
+    """One sentence within seconds, whatever the GPU waits for."""
+    llm = localr1.load("tiny-r1", device="cuda", vram=least_vram())
+    ids = rendered(llm, PROMPTS[0])
+    list(islice(llm.generate(ids, GREEDY), 2))
+    graph = runner(llm)._graph
+    assert graph is not None
+    graph.close()
+    began = time.monotonic()
+    with pytest.raises(LocalR1Error, match="token failed"):
+        list(llm.generate(ids, GREEDY))
+    assert time.monotonic() - began < 4
