@@ -18,6 +18,7 @@ import torch
 
 import cpu_experts
 from cpu_experts import ExpertBank
+from localr1.engine.runner import SUPER_CHUNK
 from localr1.errors import DoesNotFit
 from localr1.events import Progress
 from localr1.models import compiled
@@ -38,6 +39,7 @@ Report = Callable[[Progress], None]
 _GIB = 1 << 30
 _MARGIN = 12 * _GIB  # of the free RAM is left alone, or half of it where that is less
 WARM = 3  # tokens before those that count
+_LONG = 16_384  # tokens of a prompt beyond which a first round weighs little
 
 
 class Choices:
@@ -137,18 +139,26 @@ class SyntheticRun:
             torch.cuda.synchronize()
 
     def prefill_seconds(self, n_tokens: int) -> float:
-        """To read a prompt, up to the logits of its last token; the second of two."""
-        self.choices.draw(n_tokens)
-        ids = [i * 7919 % self.config.vocab_size for i in range(n_tokens)]
+        """To read a prompt, up to the logits of its last token; the second of two, or the only one
+        where that is long.
+        """
         took = 0.0
-        for _ in range(2):
+        for _ in range(2 if n_tokens <= _LONG else 1):
             self.cache.truncate(0)
             began = time.perf_counter()
-            *_, hidden = self.model.layers(ids, self.cache)
-            self.model.head(hidden, last=1)
+            for first in range(0, n_tokens, SUPER_CHUNK):
+                self._read(range(first, min(first + SUPER_CHUNK, n_tokens)))
             self._synchronize()
             took = time.perf_counter() - began
         return took
+
+    def _read(self, positions: range) -> None:
+        """A piece of a prompt, as the engine does it."""
+        self.choices.draw(len(positions))
+        ids = [i * 7919 % self.config.vocab_size for i in positions]
+        *_, hidden = self.model.layers(ids, self.cache)
+        self.model.head(hidden, last=1)
+        self.cache.commit(len(ids))
 
     def experts_seconds(self, tokens: int) -> float:
         """The routed experts of one token, nothing else between the layers; the median."""

@@ -2,8 +2,8 @@
 
     python -m tools.record_gpu [--vram 24] [--ram GiB]
 
-Three runs of `localr1 bench --synthetic deepseek-r1`, each in a process of its own: decode at 8,192
-tokens with a prompt of 4,096, then decode at 1,024 and at 8,192 with experts that answer at once.
+Runs of `localr1 bench --synthetic deepseek-r1`, each in a process of its own; RUNS says which. A
+larger GPU is made small for real: another process holds all but what a card of that size leaves.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import datetime
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from tools.check_benchmarks import DOCUMENT
 
 BEGIN, END = "<!-- gpu -->", "<!-- end of gpu -->"
+LONG = ["--quant", "Q8_0", "--layers", "4", "--context", "131072", "--prefill", "131000"]
 RUNS = (
     ("R1, 8K", ["--context", "8192", "--prefill", "4096"]),
     ("experts answer at once, 1K", ["--context", "1024", "--stub", "--ram", "8"]),
     ("experts answer at once, 8K", ["--context", "8192", "--stub", "--ram", "8"]),
+    ("4 layers in Q8_0, 131K", [*LONG, "--tokens", "3"]),
 )
+_HELD = 0.98  # of a card's memory is what CUDA shows of it
 
 
 def measured(options: list[str]) -> dict[str, Any]:
@@ -31,6 +36,27 @@ def measured(options: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "localr1", "bench", "--synthetic", "deepseek-r1", "--json"]
     done = subprocess.run([*command, *options], stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@contextmanager
+def ballast(vram: float) -> Iterator[None]:
+    """Another process holds all of the GPU's memory but what a card of `vram` GiB would give."""
+    code = (
+        "import sys, torch\n"
+        f"more = torch.cuda.mem_get_info()[0] - int({vram * _HELD} * 2**30)\n"
+        "held = torch.empty(max(more, 0), dtype=torch.uint8, device='cuda')\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        yield
+    finally:
+        holder.stdin.close()
+        holder.wait()
 
 
 def rows(name: str, result: dict[str, Any]) -> list[str]:
@@ -73,7 +99,8 @@ def main() -> None:
     options = parser.parse_args()
     more = ["--vram", options.vram]
     ram = ["--ram", options.ram] if options.ram else []
-    results = {name: measured([*more, *ram, *given]) for name, given in RUNS}
+    with ballast(float(options.vram)):
+        results = {name: measured([*more, *ram, *given]) for name, given in RUNS}
     text = DOCUMENT.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
