@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from localr1.errors import Unsupported
-from localr1.models.fields import LARGEST, Fields, require
+from localr1.models.fields import LARGEST, MOST_LAYERS, Fields, require
 from localr1.models.rope_config import RopeConfig
 
 __all__ = ["ModelConfig", "RopeConfig"]
@@ -68,6 +68,7 @@ class ModelConfig:
             if isinstance(value, int) and not isinstance(value, bool):
                 least = 0 if field.name in may_be_zero else 1
                 require(least <= value < LARGEST, f"{field.name} is {value}")
+        require(self.n_layers <= MOST_LAYERS, f"it has {self.n_layers:,} layers")
         for name in ("routed_scaling_factor", "rms_norm_eps"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name} is {value}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from localr1.errors import Unsupported
 from localr1.models.dense_rope import rope_from_gguf, rope_from_hf
-from localr1.models.fields import LARGEST, Fields, require
+from localr1.models.fields import LARGEST, MOST_LAYERS, Fields, require
 from localr1.models.rope_config import RopeConfig
 
 GGUF_NAMES = ("llama", "qwen2", "qwen3")
@@ -48,6 +48,7 @@ class DenseConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool):
                 require(0 < value < LARGEST, f"{field.name} is {value}")
+        require(self.n_layers <= MOST_LAYERS, f"it has {self.n_layers:,} layers")
         eps, groups = self.rms_norm_eps, self.n_heads % self.n_kv_heads
         require(math.isfinite(eps) and eps > 0, f"rms_norm_eps is {eps}")
         require(groups == 0, f"{self.n_heads} heads cannot share {self.n_kv_heads} equally")

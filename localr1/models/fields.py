@@ -11,6 +11,7 @@ from typing import Any
 
 from localr1.errors import BadFile
 
+MOST_LAYERS = 4096  # each is looked at one by one
 LARGEST = 1 << 31  # no size of a real model comes near; a damaged file easily passes it
 _HINT = "the model's files may be damaged or incomplete: download them again"
 _NO_DEFAULT: Any = object()

@@ -230,6 +230,7 @@ WRONG = {
     "no experts": {"n_routed_experts": None},
     "zero size": {"hidden_size": 0},
     "negative size": {"vocab_size": -1},
+    "absurd layers": {"num_hidden_layers": 1 << 30},
     "absurd size": {"vocab_size": 1 << 40},
     "text for a number": {"hidden_size": "7168"},
     "true for a number": {"num_hidden_layers": True},

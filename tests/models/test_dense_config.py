@@ -121,6 +121,7 @@ REFUSED = {
 }
 WRONG = {
     "no layers": {"num_hidden_layers": 0},
+    "absurd layers": {"num_hidden_layers": 1 << 30},
     "no heads": {"num_attention_heads": 0},
     "negative heads": {"num_attention_heads": -32},
     "groups": {"num_key_value_heads": 7},

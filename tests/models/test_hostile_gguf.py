@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from localr1.errors import LocalR1Error
-from localr1.models.config import ModelConfig
 from localr1.models.gguf import GGUFFile
-from tests import toy
+from localr1.models.source import read_config
+from tests import toy, toy_dense
 
 N_MUTANTS = 400
 SEED = 7
@@ -49,9 +49,13 @@ def mutants(path: Path, count: int = N_MUTANTS, seed: int = SEED) -> Iterator[tu
         yield f"flipped (byte, bit) {flips}", bytes(damaged)
 
 
-@pytest.fixture(scope="module")
-def small_gguf(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["deepseek2", "llama"])
+def small_gguf(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
+    if request.param == "llama":
+        dense = toy_dense.config("llama", toy_dense.LLAMA3, num_hidden_layers=2)
+        hf = toy_dense.hf_folder(folder / "hf", dense)
+        return toy_dense.gguf_file(hf, folder / "small.gguf", "Q8_0")
     config = toy.config(num_hidden_layers=2, n_routed_experts=4, n_group=2, topk_group=1)
     config.num_experts_per_tok = 2
     return toy.gguf(toy.hf_folder(folder / "hf", config), folder / "small.gguf", "Q8_0")
@@ -60,7 +64,7 @@ def small_gguf(tmp_path_factory) -> Path:
 def read_all(path: Path) -> None:
     """Open the model and touch its configuration and every byte of its weights."""
     model = GGUFFile.open(path)
-    ModelConfig.from_gguf(model.metadata, model.tensors)
+    read_config(model)
     for name in model.names():
         for part in model[name].parts:
             part.sum()
