@@ -27,19 +27,15 @@ class LlamaCache:
     def __init__(self, lib: Any, context: Any, max_length: int) -> None:
         self._lib, self._context = lib, context
         self._memory = lib.llama_get_memory(context)
-        self._scratch = False
+        self.held: int | None = 0  # tokens in llama.cpp's memory, scratch too; None: who knows
         self.length = 0
         self.max_length = max_length
 
-    def written(self) -> None:
-        """Say that llama.cpp's memory may hold more than what counts."""
-        self._scratch = True
-
     def clean(self) -> None:
         """Take away what does not count, so that the next tokens follow the committed ones."""
-        if self._scratch:
+        if self.held != self.length:
             self._lib.llama_memory_seq_rm(self._memory, _TALK, self.length, -1)
-            self._scratch = False
+            self.held = self.length
 
     def commit(self, n_tokens: int) -> None:
         """Make the next `n_tokens` count."""
@@ -48,7 +44,6 @@ class LlamaCache:
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
-        self._scratch |= length < self.length
         self.length = min(self.length, length)
 
     @property
@@ -93,9 +88,9 @@ class LlamaCache:
         """Hand a piece to llama.cpp; whether the tokens that it should hold are there now."""
         lib, memory = self._lib, self._memory
         piece = (ctypes.c_uint8 * len(raw)).from_buffer_copy(raw)
-        self.written()
+        self.held = None
         got = lib.llama_state_seq_set_data(self._context, piece, len(raw), _PIECE)
         lib.llama_memory_seq_cp(memory, _PIECE, _TALK, -1, -1)
         lib.llama_memory_seq_rm(memory, _PIECE, -1, -1)
-        last = lib.llama_memory_seq_pos_max(memory, _TALK)
-        return bool(got == len(raw) and last == self.length + n_tokens - 1)
+        self.held = lib.llama_memory_seq_pos_max(memory, _TALK) + 1
+        return bool(got == len(raw) and self.held == self.length + n_tokens)

@@ -8,6 +8,7 @@ functions are used (llama_library.py); what it keeps of the conversation is in l
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import weakref
@@ -22,9 +23,10 @@ from localr1.engine import llama_library
 from localr1.engine.engine import Engine
 from localr1.engine.llama_cache import N_SEQUENCES, LlamaCache
 from localr1.engine.llama_job import Crashed, Job
-from localr1.engine.llama_plan import BATCH, LlamaModel
+from localr1.engine.llama_plan import CPU_BATCH, GPU_BATCH, LlamaModel
 from localr1.engine.load import Report, asked_context, does_not_fit, notes
-from localr1.engine.runner import Runner
+from localr1.engine.runner import Runner, not_finite
+from localr1.engine.sampler import Sampler
 from localr1.errors import BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models.gguf import GGUFFile
@@ -39,12 +41,14 @@ _STOP_SECONDS = 60.0  # far more than one operation takes
 class LlamaRunner(Runner):
     """One model and one context of llama.cpp, both freed with this."""
 
-    chunk = BATCH
-
     def __init__(self, lib: Any, model: Any, context: Any, max_length: int) -> None:
+        self.chunk = int(lib.llama_n_batch(context))
         self.vocab_size = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
         self._cache = LlamaCache(lib, context, max_length)
         self._lib, self._context = lib, context
+        self._token = (ctypes.c_int32 * 1)()
+        self._step = lib.llama_batch_get_one(self._token, 1)
+        self._rows: dict[int, torch.Tensor] = {}  # llama.cpp's buffers that were met, by address
         self._stop = ctypes.create_string_buffer(2)
         # Asked between all operations of all layers, so it is no Python: a text of one character
         # has the length 1, which llama.cpp takes for "stop".
@@ -76,7 +80,8 @@ class LlamaRunner(Runner):
 
     def step(self, token: int) -> torch.Tensor:
         """As `Runner.step`."""
-        self._decode([token])
+        self._token[0] = token
+        self._run(self._step, 1)
         return self._last()
 
     def logits(self, ids: list[int]) -> torch.Tensor:
@@ -84,20 +89,35 @@ class LlamaRunner(Runner):
         self._decode(ids, everywhere=True)
         return self._tensor(self._lib.llama_get_logits(self._context), len(ids))
 
+    def draw(self, sampler: Sampler, logits: torch.Tensor) -> int:
+        """As `Runner.draw`."""
+        row = logits.numpy()[0]
+        if not math.isfinite(row.sum()):  # quicker than asking each of them
+            raise not_finite()
+        return sampler(row)
+
     def _decode(self, ids: list[int], everywhere: bool = False) -> None:
         """Compute behind the committed tokens; logits behind the last of `ids`, or all."""
-        self._cache.clean()
-        self._cache.written()
         tokens = (ctypes.c_int32 * len(ids))(*ids)  # a batch only points to it
         batch = self._lib.llama_batch_get_one(tokens, len(ids))
         if everywhere:
             batch.logits = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
+        self._run(batch, len(ids))
+
+    def _run(self, batch: Any, n_tokens: int) -> None:
+        self._cache.clean()
+        self._cache.held = None
         if code := self._lib.llama_decode(self._context, batch):
             why = llama_library.complaints() or "it does not say why"
             raise LocalR1Error(f"llama.cpp could not compute (code {code}): {why}")
+        self._cache.held = self._cache.length + n_tokens
 
     def _last(self) -> torch.Tensor:
-        return self._tensor(self._lib.llama_get_logits_ith(self._context, -1), 1)
+        pointer = self._lib.llama_get_logits_ith(self._context, -1)
+        address = ctypes.addressof(pointer.contents)
+        if address not in self._rows:
+            self._rows = {address: self._tensor(pointer, 1)}
+        return self._rows[address]
 
     def _tensor(self, pointer: Any, n_tokens: int) -> torch.Tensor:
         """llama.cpp's own buffer, which its next call writes over."""
@@ -134,7 +154,7 @@ def load_llama_cpp(
     cpu_experts.set_threads(threads)
     try:
         model = _load_model(lib, source, layers, found.fits, report)
-        made = _new_context(lib, model, found)
+        made = _new_context(lib, model, found, layers)
     except Crashed as error:
         raise _not_loaded(source.path.name, str(error)) from error
     runner = LlamaRunner(lib, model, made, found.context)
@@ -186,7 +206,7 @@ def _not_loaded(name: str, why: str) -> LocalR1Error:
     return BadFile(f"llama.cpp cannot load {name}: {why}", "localr1 verify MODEL checks the file")
 
 
-def _new_context(lib: Any, model: Any, found: Placement) -> Any:
+def _new_context(lib: Any, model: Any, found: Placement, layers: int) -> Any:
     """llama.cpp's handle of a context as planned; where there is none, the model is freed."""
     if any((lib.llama_model_is_recurrent(model), lib.llama_model_is_hybrid(model))):
         lib.llama_model_free(model)
@@ -194,7 +214,9 @@ def _new_context(lib: Any, model: Any, found: Placement) -> Any:
         raise Unsupported(problem, "models with attention in all layers can be run")
     params = lib.llama_context_default_params()
     params.n_ctx = found.context
-    params.n_batch = params.n_ubatch = BATCH
+    params.n_batch = params.n_ubatch = GPU_BATCH if layers else CPU_BATCH
+    if not layers:  # on a CPU it takes up to twice as long over a thousand tokens
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.n_seq_max = N_SEQUENCES
     params.kv_unified = True  # both sequences in one memory, so that they can share its cells
     params.swa_full = True  # else tokens outside a sliding window could not be returned to

@@ -18,10 +18,12 @@ from offload.hardware import on_paper
 from offload.placement import Demands, Item, Kind, Placement, Tier, Weight
 from offload.planner import plan
 
-BATCH = 512  # tokens of a prompt that are computed at once
+# Tokens of a prompt that are computed at once. On a CPU more are not quicker, and every one takes
+# a row of scores; a GPU keeps none (flash attention).
+CPU_BATCH, GPU_BATCH = 128, 512
 _IN_LAYER = re.compile(r"blk\.\d{1,6}\.")
 _MIB = 1 << 20
-_GRAPH = 64 * _MIB  # intermediate values of a batch but its logits, roundly
+_GRAPH = 64 * _MIB  # intermediate values of a batch but its logits and scores
 
 
 class LlamaModel:
@@ -34,12 +36,12 @@ class LlamaModel:
         self.weights = tuple(_weights(source))
         embedding = source.tensors.get("token_embd.weight")
         self.vocab_size = embedding.shape[0] if embedding else 0
+        self.heads = _most(fields.get("attention.head_count"))
         self.cache_bytes = 2 * _cache_values(source, fields)  # of a token in one layer; float16
-        self.buffers = BATCH * self.vocab_size * 4 + _GRAPH
 
     def whole_layers(self, vram: int, context: int) -> int:
         """Layers for the GPU, as llama.cpp counts: the head is one, then from the last one down."""
-        left = vram - max(256 * _MIB, vram // 32) - self.buffers
+        left = vram - max(256 * _MIB, vram // 32) - self._buffers(GPU_BATCH)
         cache = self.cache_bytes * context
         layers = [self._size(layer) + cache for layer in reversed(range(self.n_layers))]
         sizes = [self._size(-1), *layers]
@@ -64,27 +66,34 @@ class LlamaModel:
         first = self.n_layers + 1 - layers
         moved = [w for w in self.weights if w.layer >= first or (layers and _is_head(w))]
         kept = [w for w in self.weights if w not in moved]
-        demands = self._demands(min(first, self.n_layers))
-        found = plan(kept, on_paper(vram=None, ram=max(0, ram - self.buffers)), context, demands)
+        demands = self._demands(min(first, self.n_layers), scores=not layers)
+        buffers = self._buffers(GPU_BATCH if layers else CPU_BATCH)
+        found = plan(kept, on_paper(vram=None, ram=max(0, ram - buffers)), context, demands)
         if not layers:
-            return found, 0
+            own = (*found.ram, Item("buffers", buffers))
+            return replace(found, ram=own, ram_room=ram), 0
         cache = self.cache_bytes * (self.n_layers - demands.n_layers) * found.context
         on_gpu = (
             Item("whole layers", sum(weight.nbytes for weight in moved)),
             Item("KV cache", cache),
-            Item("buffers", self.buffers),
+            Item("buffers", buffers),
         )
         tiers = {**found.tiers, **{weight.name: Tier.GPU for weight in moved}}
-        return replace(found, tiers=tiers, gpu=on_gpu, gpu_room=vram), layers
+        return replace(found, tiers=tiers, gpu=on_gpu, gpu_room=vram, ram_room=ram), layers
 
-    def _demands(self, n_layers: int) -> Demands:
+    def _buffers(self, batch: int) -> int:
+        """What is computed in besides scores: the logits of a batch, and the rest roundly."""
+        return 4 * batch * self.vocab_size + _GRAPH
+
+    def _demands(self, n_layers: int, scores: bool) -> Demands:
+        """`scores`: those of a batch with all tokens are kept, and a mask."""
         return Demands(
             n_layers=n_layers,
             cache_name="KV cache",
             cache_gpu=self.cache_bytes,
             cache_ram=self.cache_bytes,
-            gpu_per_token=0,  # its buffers are the same for every prompt: `buffers`
-            ram_per_token=0,
+            gpu_per_token=0,
+            ram_per_token=4 * CPU_BATCH * (self.heads + 1) if scores else 0,
             hybrid_per_token=0,
             absorbed_per_token=0,
             decode_operations=0,
