@@ -13,7 +13,7 @@ from localr1.gpu.driver import GpuError
 from localr1.gpu.kernels import kernels
 from localr1.gpu.launch import architecture
 from localr1.gpu.warmup import warmup
-from localr1.models.config import ModelConfig
+from localr1.models.architecture import Config
 from localr1.models.gpu import GpuParts
 from localr1.models.linear import Weights
 from localr1.models.transformer import Transformer
@@ -23,7 +23,7 @@ Report = Callable[[Progress], None]
 
 
 def gpu_runner(
-    config: ModelConfig, weights: Weights, found: Placement, index: int, report: Report
+    config: Config, weights: Weights, found: Placement, index: int, report: Report
 ) -> GpuRunner:
     """The model where `found` places it, its GPU being number `index`.
 
@@ -51,7 +51,7 @@ def gpu_runner(
 
 
 def _compile(
-    config: ModelConfig, weights: Weights, on_gpu: Iterable[str], index: int, report: Report
+    config: Config, weights: Weights, on_gpu: Iterable[str], index: int, report: Report
 ) -> None:
     """Compile the kernels that the disk lacks."""
     formats: dict[bool, set[str]] = {False: set(), True: set()}

@@ -8,14 +8,13 @@ from collections.abc import Callable
 import cpu_experts
 from cpu_experts import QuantTensor
 from localr1.engine.device import AUTO as AUTO_DEVICE
-from localr1.engine.device import CPU, CUDA, room
+from localr1.engine.device import CUDA, room
 from localr1.engine.engine import Engine
 from localr1.engine.runner import Runner, TransformerRunner
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models import compiled, inventory
 from localr1.models.architecture import Config
-from localr1.models.config import ModelConfig
 from localr1.models.gguf import GGUFFile
 from localr1.models.linear import Weights
 from localr1.models.shapes import check_shapes
@@ -53,8 +52,6 @@ def load_engine(
     (docs/placement.md). Raises DoesNotFit before anything big is allocated, Unsupported.
     """
     formats = check_shapes(config, source)
-    if not isinstance(config, ModelConfig) and device == AUTO_DEVICE:
-        device = CPU
     machine = room(device, ram, vram, threads, report)
     asked = asked_context(config.max_context, context)
     found = placement(source, config, asked, machine.hardware, residency)
@@ -63,7 +60,7 @@ def load_engine(
     weights = _bring_in(source, residency, found, report)
     cpu_experts.set_threads(threads)
     runner: Runner
-    if found.gpu and machine.gpu is not None and isinstance(config, ModelConfig):
+    if found.gpu and machine.gpu is not None:
         from localr1.engine.gpu_load import gpu_runner
 
         in_ram = _names(source, found, Tier.RAM)

@@ -17,12 +17,14 @@ from localr1.gpu.launch import architecture
 from localr1.gpu.linear import gated_gemv, linear, matmul
 from localr1.gpu.norm import rms_norm
 from localr1.gpu.router import route
-from localr1.gpu.tiles import FEW
+from localr1.gpu.tiles import FEW, PIECE
 from localr1.gpu.weights import GpuWeight, upload
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
+from localr1.models.dense_config import DenseConfig
 from localr1.models.gpu_experts import RamExperts, RamMLP, Stage, VramExperts
-from localr1.models.gpu_mla import PIECE, GpuMLA
+from localr1.models.gpu_gqa import GpuGQA
+from localr1.models.gpu_mla import GpuMLA
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Weights, float_tensor
 from localr1.models.rope import Rope
@@ -41,7 +43,7 @@ class GpuParts:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Config,
         context: int,
         device: str = "cuda",
         on_gpu: Callable[[str], bool] = _not_routed,
@@ -82,8 +84,10 @@ class GpuParts:
             return GpuMLP(self, bank)
         return RamMLP(self.stage, layer, bank)
 
-    def attention(self, config: Config, weights: Weights, layer: int) -> GpuMLA:
-        return GpuMLA(self, weights, layer)
+    def attention(self, config: Config, weights: Weights, layer: int) -> GpuMLA | GpuGQA:
+        if isinstance(config, DenseConfig):
+            return GpuGQA(self, config, weights, layer)
+        return GpuMLA(self, config, weights, layer)
 
     def experts(self, layer: int, bank: ExpertBank) -> RamExperts | VramExperts:
         if self.on_gpu(f"blk.{layer}.ffn_up_exps.weight"):
@@ -91,8 +95,8 @@ class GpuParts:
         return RamExperts(self.stage, layer, bank)
 
     def new_cache(self, context: int) -> KVCache:
-        width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
-        return KVCache(self.config.n_layers, context, width, torch.bfloat16, self.device)
+        c = self.config
+        return KVCache(c.n_layers, context, c.cache_width, torch.bfloat16, self.device)
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
         self.position.fill_(cache.length)

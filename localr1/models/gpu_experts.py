@@ -17,8 +17,9 @@ from cpu_experts.mailbox import Mailbox
 from localr1.gpu.activation import swiglu
 from localr1.gpu.linear import gemv, linear
 from localr1.gpu.mailbox import Handoff, pinned
+from localr1.gpu.sizes import experts_per_token
 from localr1.gpu.tiles import FEW
-from localr1.models.config import ModelConfig
+from localr1.models.architecture import Config
 
 if TYPE_CHECKING:
     from localr1.models.gpu import GpuParts
@@ -62,8 +63,9 @@ class Stage:
     that memory next does not overtake what is still read from it.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.top_k = experts_per_token(config)
         self.banks: list[ExpertBank | None] = [None] * config.n_layers
         self.handoff: Handoff | None = None
         self._memory: tuple[torch.Tensor, ...] = ()
@@ -99,9 +101,8 @@ class Stage:
 
     def open_mailbox(self) -> Handoff:
         """Start the thread that answers the GPU; `handoff` says when it is asked."""
-        c = self.config
-        memory = pinned(Mailbox.size(c.hidden_size, c.n_experts_per_tok, FEW))
-        box = Mailbox(self.banks, c.hidden_size, c.n_experts_per_tok, FEW, memory)
+        shape = self.config.hidden_size, self.top_k, FEW
+        box = Mailbox(self.banks, *shape, pinned(Mailbox.size(*shape)))
         box.start()
         return Handoff(box, self.device)
 
@@ -123,11 +124,10 @@ class RamMLP:
     """A dense FFN in RAM: a bank whose only expert every token takes."""
 
     def __init__(self, stage: Stage, layer: int, bank: ExpertBank) -> None:
-        self.experts = RamExperts(stage, layer, bank)
+        self.stage, self.experts = stage, RamExperts(stage, layer, bank)
 
     def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        width = self.experts.stage.config.n_experts_per_tok
-        choice = _only_expert(len(normed), width, normed.device)
+        choice = _only_expert(len(normed), self.stage.top_k, normed.device)
         return self.experts.start(normed, *choice).wait()
 
 

@@ -11,8 +11,9 @@ from localr1.gpu import mla, mla_prefill
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.linear import expanded, gemv, linear
 from localr1.gpu.rope import rotate
-from localr1.gpu.tiles import FEW
+from localr1.gpu.tiles import FEW, PIECE
 from localr1.models.attention import HeadProjections
+from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Weights, float_tensor
 from localr1.models.rope import softmax_scale
@@ -20,14 +21,12 @@ from localr1.models.rope import softmax_scale
 if TYPE_CHECKING:
     from localr1.models.gpu import GpuParts
 
-PIECE = 2048  # tokens of a prompt that a part takes at a time: 300 MB in R1's dense layers
-
 
 class GpuMLA:
     """One layer's attention."""
 
-    def __init__(self, parts: GpuParts, weights: Weights, layer: int) -> None:
-        c, prefix = parts.config, f"blk.{layer}"
+    def __init__(self, parts: GpuParts, config: ModelConfig, weights: Weights, layer: int) -> None:
+        c, prefix = config, f"blk.{layer}"
         self.parts, self.config, self.layer = parts, c, layer
         first = "attn_q_a" if c.q_lora_rank else "attn_q"
         inputs = [weights[f"{prefix}.{name}.weight"] for name in (first, "attn_kv_a_mqa")]

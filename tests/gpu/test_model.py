@@ -11,13 +11,18 @@ import torch
 from localr1.models.gpu import GpuParts
 from localr1.models.source import Source, open_source, read_config
 from localr1.models.transformer import Transformer
-from tests import toy
+from tests import oracles, toy, toy_dense
 from tests.gpu.conftest import HAS_GPU
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 CONTEXT = 64
+DENSE = {  # what each family has of its own, and formats that join queries, keys and values or not
+    "llama": ({"num_attention_heads": 4, "num_key_value_heads": 1}, toy_dense.LLAMA3, "F32"),
+    "qwen2": ({"num_attention_heads": 6, "num_key_value_heads": 2}, None, "Q4_K_M"),
+    "qwen3": ({"tie_word_embeddings": True}, toy_dense.YARN, "Q8_0"),
+}
 IDS = [(7 * i * i + 3 * i) % 256 for i in range(12)]
 
 
@@ -52,3 +57,22 @@ def test_logits_are_the_cpus(source: Source, place: str) -> None:
     parts = GpuParts(read_config(source), CONTEXT, DEVICE, PLACES[place])
     on_cpu, on_gpu = logits(source, None, pieces), logits(source, parts, pieces)
     assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 2e-2  # int8 there, bf16 here
+
+
+@pytest.fixture(scope="module", params=DENSE)
+def dense(request, tmp_path_factory) -> Source:
+    """A toy of two layers; a Llama's pairs lie side by side, a Qwen's half a head apart."""
+    sizes, rope, kind = DENSE[request.param]
+    if kind == "Q4_K_M":  # whole blocks
+        sizes = sizes | {"hidden_size": 256}
+    config = toy_dense.config(request.param, rope, num_hidden_layers=2, **sizes)
+    folder = toy_dense.hf_folder(tmp_path_factory.mktemp("hf"), config)
+    if kind != "Q4_K_M":
+        return open_source(toy_dense.gguf_file(folder, folder / "toy.gguf", kind))
+    whole = toy_dense.gguf_file(folder, folder / "f32.gguf")
+    return open_source(oracles.quantize(whole, folder / "toy.gguf", kind))
+
+
+@pytest.mark.parametrize("place", ["all on the GPU", "all FFNs in RAM"])
+def test_logits_of_dense_models_are_the_cpus(dense: Source, place: str) -> None:
+    test_logits_are_the_cpus(dense, place)
