@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cpu_experts.memory import bits_to_f32, load_f32, store_f32
+from cpu_experts.memory import bits_to_f32, floats
 
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -32,7 +32,7 @@ def exp_f32(x):
 @njit(error_model="numpy")
 def swiglu(gate, up, n):
     """silu(gate) * up over n float32, into `gate`."""
+    gates, ups = floats(gate, n), floats(up, n)
     for i in range(n):
-        g = load_f32(gate + 4 * i)
-        h = g / (np.float32(1.0) + exp_f32(-g)) * load_f32(up + 4 * i)
-        store_f32(gate + 4 * i, h)
+        g = gates[i]
+        gates[i] = g / (np.float32(1.0) + exp_f32(-g)) * ups[i]

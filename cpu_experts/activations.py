@@ -10,11 +10,10 @@ from numba import types
 
 from cpu_experts.cache import entry
 from cpu_experts.layout import row_stride
-from cpu_experts.quantise import prepare_rows, prepare_terms
+from cpu_experts.quantise import prepare
 
 FLOAT32 = np.dtype(np.float32)
-_PREPARE = types.void(*[types.int64] * 6)
-_PREPARE_TERMS = types.void(*[types.int64] * 7)
+_PREPARE = types.void(*[types.int64] * 7)
 
 
 def as_rows(x: np.ndarray, cols: int) -> np.ndarray:
@@ -32,15 +31,9 @@ def as_array(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 @cache
-def one_term() -> Callable[..., None]:
-    """`prepare_rows`, compiled or loaded once."""
-    return entry(prepare_rows.py_func, _PREPARE)
-
-
-@cache
-def two_terms() -> Callable[..., None]:
-    """`prepare_terms`, compiled or loaded once."""
-    return entry(prepare_terms.py_func, _PREPARE_TERMS)
+def prepared() -> Callable[..., None]:
+    """`prepare`, compiled or loaded once."""
+    return entry(prepare.py_func, _PREPARE)
 
 
 class Activations:
@@ -65,13 +58,8 @@ class Activations:
     def _make(self, kind: int, terms: int) -> tuple[int, np.ndarray]:
         n_rows, cols = self.shape
         stride = row_stride(kind, cols)
-        residual = 4 * cols if terms == 2 else 0
-        memory = np.empty(n_rows * terms * (stride + 8) + residual + 64, dtype=np.uint8)
+        memory = np.empty(n_rows * terms * (stride + 8) + 64, dtype=np.uint8)
         rows = (int(memory.ctypes.data) + 63) // 64 * 64
         table = rows + n_rows * terms * stride
-        source = (kind, int(self.x.ctypes.data), n_rows, cols, rows, table)
-        if terms == 2:
-            two_terms()(*source, table + 16 * n_rows)
-        else:
-            one_term()(*source)
+        prepared()(kind, int(self.x.ctypes.data), n_rows, cols, rows, table, terms)
         return table, memory

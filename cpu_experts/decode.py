@@ -12,6 +12,7 @@ block of the output summed over the experts, always in the same order.
 from __future__ import annotations
 
 from numba import njit
+from numba.extending import register_jitable
 
 from cpu_experts.activate import swiglu
 from cpu_experts.memory import (
@@ -86,13 +87,13 @@ def _cut(runs, groups, rows, row_bytes, threads):
     return n
 
 
-@njit(error_model="numpy")
+@register_jitable
 def run_bytes(groups, inter, hidden):
     """Bytes that the runs of a job take at most."""
     return 8 * groups * (inter // _ROWS + hidden // _ROWS + 2)
 
 
-@njit(error_model="numpy")
+@register_jitable
 def block_bytes(rows):
     """Bytes of the counters of the blocks of `rows` values."""
     return 8 * ((rows + _BLOCK - 1) // _BLOCK)

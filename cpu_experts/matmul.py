@@ -16,7 +16,7 @@ from cpu_experts.kernels.registry import DEQUANT, kernel_address
 from cpu_experts.layout import row_stride
 from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32, store_i64
 from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
-from cpu_experts.quantise import prepare_rows, prepare_terms
+from cpu_experts.quantise import prepare
 from cpu_experts.tensor import (
     AUX,
     BASES,
@@ -81,19 +81,21 @@ def rows_per_item(rows, row_bytes, threads):
 def _product(x, out, weight, table, n_tokens, terms, work, scratch, pool, item_code):
     """x [n_tokens, n, cols] times the n matrices of `weight`; `table` 0: quantise x first.
 
-    With two `terms` a token is two rows to the kernels, whose products are added at the end.
+    With two `terms` a token is two rows to the kernels, whose products are added at the end, or by
+    the kernel if there is no other token.
     """
     count, rows = load_i64(weight + 8 * COUNT), load_i64(weight + 8 * N_ROWS)
     cols, kind = load_i64(weight + 8 * COLS), load_i64(weight + 8 * KIND)
     source, target = np.int64(x.ctypes.data), np.int64(out.ctypes.data)
-    if terms == 2:
+    apart = terms == 2 and n_tokens > 1
+    if apart:
         target = work + JOB_BYTES
         work_end = target + (8 * n_tokens * rows * count + 63) // 64 * 64
     else:
         work_end = work + JOB_BYTES
     if table == 0:
         table = work_end
-        quantised = table + (8 * n_tokens * terms * count + 4 * cols + 127) // 64 * 64
+        quantised = table + (8 * n_tokens * terms * count + 127) // 64 * 64
         _prepare_heads(kind, source, n_tokens, terms, count, cols, quantised, table)
     n_tokens *= terms
     if rows * cols * count * n_tokens < _TINY:
@@ -106,10 +108,10 @@ def _product(x, out, weight, table, n_tokens, terms, work, scratch, pool, item_c
     store_i64(work + 8 * _TABLE, table)
     store_i64(work + 8 * _TOKENS, n_tokens)
     store_i64(work + 8 * _OUT, target)
-    store_i64(work + 8 * _OUT_STRIDE, 4 * rows * count)
+    store_i64(work + 8 * _OUT_STRIDE, 4 * rows * count if apart or terms == 1 else 0)
     store_i64(work + 8 * _ROWS_PER_ITEM, step)
     run_job(pool, item_code, work, count * ((rows + step - 1) // step), scratch)
-    if terms == 2:
+    if apart:
         _add_pairs(target, n_tokens // 2, rows * count, np.int64(out.ctypes.data))
 
 
@@ -127,15 +129,11 @@ def _add_pairs(pairs, n_rows, width, out):
 def _prepare_heads(kind, x, n_tokens, terms, count, cols, quantised, table):
     """Quantise x [T, n, cols] in place order; list the row addresses as [n, T, terms]."""
     stride = row_stride(kind, cols) * terms
-    residual = table + 8 * n_tokens * terms * count
     for t in range(n_tokens):
         for h in range(count):
             row = t * count + h
             source, listed = x + 4 * row * cols, table + 8 * terms * (h * n_tokens + t)
-            if terms == 2:
-                prepare_terms(kind, source, 1, cols, quantised + row * stride, listed, residual)
-            else:
-                prepare_rows(kind, source, 1, cols, quantised + row * stride, listed)
+            prepare(kind, source, 1, cols, quantised + row * stride, listed, terms)
 
 
 def _transposed_item(job, item, slot, scratch):
@@ -256,7 +254,7 @@ def _run(
     n_rows = n_tokens * w.count * terms
     size = JOB_BYTES + 256
     if table == 0:
-        size += n_rows * (w.activation_stride + 16) + 4 * w.cols
+        size += n_rows * (w.activation_stride + 16)
     if terms == 2:
         size += 4 * n_rows * w.rows
     work = WORKSPACE.at_least(size)

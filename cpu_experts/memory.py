@@ -11,7 +11,7 @@ import platform
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -65,11 +65,43 @@ load_i16 = _loader(ir.IntType(16), types.int32, "sext")
 load_i32 = _loader(I32, types.int32)
 load_i64 = _loader(I64, types.int64)
 load_f32 = _loader(ir.FloatType(), types.float32)
+load_f64 = _loader(ir.DoubleType(), types.float64)
 store_i8 = _storer(ir.IntType(8), types.int32, "trunc")
 store_i16 = _storer(ir.IntType(16), types.int32, "trunc")
 store_i32 = _storer(I32, types.int32)
 store_i64 = _storer(I64, types.int64)
 store_f32 = _storer(ir.FloatType(), types.float32)
+
+
+def _pointer_to(ir_type: ir.Type, value_type: types.Type) -> Any:
+    """An intrinsic: an address as Numba's pointer to values."""
+
+    @intrinsic
+    def cast(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return pointer(builder, args[0], ir_type)
+
+        return types.CPointer(value_type)(types.int64), codegen
+
+    return cast
+
+
+_float_pointer = _pointer_to(ir.FloatType(), types.float32)
+_int_pointer = _pointer_to(I32, types.int32)
+
+
+@njit
+def floats(address, shape):
+    """The float32 at an address as an array: LLVM makes vector instructions of loops over arrays,
+    but not of loops over addresses.
+    """
+    return carray(_float_pointer(address), shape)
+
+
+@njit
+def ints(address, shape):
+    """The int32 at an address as an array."""
+    return carray(_int_pointer(address), shape)
 
 
 @intrinsic

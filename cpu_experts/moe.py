@@ -14,6 +14,7 @@ from functools import cache, partial
 
 import numpy as np
 from numba import njit, types
+from numba.extending import register_jitable
 
 from cpu_experts.activate import swiglu
 from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows
@@ -224,7 +225,7 @@ def _place_few(job, few, n_pairs, inter, hidden):
     store_i64(job + 8 * PRODUCTS, floats + 4 * n_pairs * inter)
 
 
-@njit
+@register_jitable
 def _few_bytes(n_pairs, inter, hidden):
     """Bytes that a job of few tokens needs beside the others': counters, runs, h and products."""
     if n_pairs > MOST_PAIRS:

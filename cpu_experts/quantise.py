@@ -1,49 +1,137 @@
-"""float32 activations to int8: symmetric, a float32 scale per block of 32 (Q8_32) or 256 (Q8_K)."""
+"""float32 activations to int8: symmetric, a float32 scale per block of 32 (Q8_32) or 256 (Q8_K).
+
+32 values at a time, in LLVM's vectors, which become what the CPU has.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from cpu_experts.formats import FLOAT, Q8_32
 from cpu_experts.layout import padded, row_stride, scales_offset, sums16_offset, sums32_offset
-from cpu_experts.memory import load_f32, load_i8, store_f32, store_i8, store_i16, store_i64
+from cpu_experts.memory import (
+    I32,
+    I64,
+    load_f32,
+    pointer,
+    store_f32,
+    store_i8,
+    store_i64,
+)
+
+I16 = ir.IntType(16)
+_FLOATS, _BYTES = ir.VectorType(ir.FloatType(), 32), ir.VectorType(ir.IntType(8), 32)
 
 
-@njit(fastmath={"reassoc", "nnan", "nsz"}, error_model="numpy")
-def _largest(x, n):
-    """The largest magnitude of n float32."""
-    largest = np.float32(0.0)
-    for i in range(n):
-        largest = max(largest, abs(load_f32(x + 4 * i)))
-    return largest
+def _call(builder: Any, name: str, *values: Any) -> Any:
+    """An LLVM intrinsic on vectors; it has the type of its last value, or of its lanes (reduce)."""
+    kind = values[-1].type
+    result = kind.element if "reduce" in name else kind
+    quick = ("nnan",) if "fmax" in name else ()
+    function = ir.FunctionType(result, [value.type for value in values])
+    callee = cgutils.get_or_insert_function(builder.module, function, name)
+    return builder.call(callee, values, fastmath=quick)
+
+
+def _load(builder: Any, address: Any, kind: ir.VectorType) -> Any:
+    return builder.load(pointer(builder, address, kind), align=1)
+
+
+def _store(builder: Any, value: Any, address: Any, kind: ir.Type) -> None:
+    builder.store(value, pointer(builder, address, kind), align=1)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
+    lanes = ir.Constant(ir.VectorType(I32, 32), [0] * 32)
+    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), lanes)
+
+
+@intrinsic
+def _largest32(typingctx: Any, x: Any) -> Any:
+    """The largest magnitude of 32 float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sizes = _call(builder, "llvm.fabs.v32f32", _load(builder, args[0], _FLOATS))
+        return _call(builder, "llvm.vector.reduce.fmax.v32f32", sizes)
+
+    return types.float32(types.int64), codegen
+
+
+@intrinsic
+def _round32(typingctx: Any, x: Any, inverse: Any, values: Any) -> Any:
+    """32 float32 times `inverse`, rounded, as int8 at `values`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scaled = builder.fmul(_load(builder, args[0], _FLOATS), _splat(builder, args[1]))
+        whole = builder.fptosi(_call(builder, "llvm.rint.v32f32", scaled), ir.VectorType(I32, 32))
+        _store(builder, builder.trunc(whole, _BYTES), args[2], _BYTES)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64), codegen
+
+
+@intrinsic
+def _round_rest32(typingctx: Any, x: Any, scale: Any, values: Any, inverse: Any, rest: Any) -> Any:
+    """(x - scale * values) * inverse, rounded, as 32 int8 at `rest`; 127 where it is 128."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, scale, values, inverse, out = args
+        rounded = builder.sitofp(_load(builder, values, _BYTES), _FLOATS)
+        product = builder.fmul(_splat(builder, scale), rounded)
+        left = builder.fsub(_load(builder, x, _FLOATS), product)
+        scaled = builder.fmul(left, _splat(builder, inverse))
+        most = ir.Constant(_FLOATS, [127.0] * 32)
+        scaled = builder.select(builder.fcmp_ordered("<", scaled, most), scaled, most)
+        whole = builder.fptosi(_call(builder, "llvm.rint.v32f32", scaled), ir.VectorType(I32, 32))
+        _store(builder, builder.trunc(whole, _BYTES), out, _BYTES)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64, types.float32, types.int64), codegen
+
+
+@intrinsic
+def _store_sums(typingctx: Any, values: Any, sums16: Any, sums32: Any) -> Any:
+    """The int16 sums of 32 int8 values and of their halves."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words = builder.sext(_load(builder, args[0], _BYTES), ir.VectorType(I16, 32))
+        total = ir.Constant(I16, 0)
+        for half in range(2):
+            lanes = ir.Constant(ir.VectorType(I32, 16), [*range(16 * half, 16 * half + 16)])
+            part = builder.shuffle_vector(words, words, lanes)
+            part = _call(builder, "llvm.vector.reduce.add.v16i16", part)
+            _store(builder, part, builder.add(args[1], ir.Constant(I64, 2 * half)), I16)
+            total = builder.add(total, part)
+        _store(builder, total, args[2], I16)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @njit(error_model="numpy")
 def _quantise_block(source, n, values, scale_place):
-    """n float32 at `source` as n int8 and their scale."""
+    """n float32 at `source` as n int8 and their scale; n a multiple of 32."""
+    largest = np.float32(0.0)
+    for i in range(0, n, 32):
+        other = _largest32(source + 4 * i)
+        largest = other if other > largest else largest
     # A scale below float32's normal range would make its inverse infinite: such a block is zero.
-    scale = _largest(source, n) / np.float32(127.0)
+    scale = largest / np.float32(127.0)
     inverse = np.float32(0.0)
     if scale >= np.float32(1e-37):
         inverse = np.float32(1.0) / scale
     else:
         scale = np.float32(0.0)
     store_f32(scale_place, scale)
-    for i in range(n):
-        store_i8(values + i, np.int32(np.rint(load_f32(source + 4 * i) * inverse)))
-
-
-@njit(error_model="numpy")
-def _store_sums(values, sums16, sums32):
-    """The int16 sums of 32 int8 values and of their halves."""
-    first, second = np.int32(0), np.int32(0)
-    for i in range(16):
-        first = np.int32(first + load_i8(values + i))
-        second = np.int32(second + load_i8(values + 16 + i))
-    store_i16(sums16, first)
-    store_i16(sums16 + 2, second)
-    store_i16(sums32, np.int32(first + second))
+    for i in range(0, n, 32):
+        _round32(source + 4 * i, inverse, values + i)
 
 
 @njit(error_model="numpy")
@@ -91,25 +179,50 @@ def prepare_rows(kind, x, n_rows, cols, rows, table):
 
 
 @njit(error_model="numpy")
-def _residual(kind, x, cols, row, out):
-    """What quantising left of `cols` float32 at x: x - scale * int8, as float32 at `out`."""
+def _second_term(kind, x, cols, row, out):
+    """What the int8 row at `row` left of x, as an int8 row at `out` with 1/256 of its scales.
+
+    Kernels rely on that ratio: 256 times the first dot product and the second are one integer.
+    """
     block = 32 if kind == Q8_32 else 256
+    scales, sums32, sums16 = (
+        scales_offset(cols),
+        sums32_offset(cols, block),
+        sums16_offset(cols, block),
+    )
     for b in range(cols // block):
-        scale = load_f32(row + scales_offset(cols) + 4 * b)
-        for i in range(b * block, (b + 1) * block):
-            store_f32(out + 4 * i, load_f32(x + 4 * i) - scale * np.float32(load_i8(row + i)))
+        scale = load_f32(row + scales + 4 * b)
+        inverse = np.float32(0.0)
+        if scale >= np.float32(1e-34):  # 256 times the inverse of less might be infinite
+            inverse = np.float32(256.0) / scale
+        store_f32(out + scales + 4 * b, scale * np.float32(1 / 256))
+        for i in range(b * block, (b + 1) * block, 32):
+            _round_rest32(x + 4 * i, scale, row + i, inverse, out + i)
+    _clear(out + cols, padded(cols) - cols)
+    for b in range(cols // block, padded(cols) // block):
+        store_f32(out + scales + 4 * b, 0.0)
+    for s in range(padded(cols) // 32):
+        _store_sums(out + 32 * s, out + sums16 + 4 * s, out + sums32 + 2 * s)
 
 
 @njit(error_model="numpy")
-def prepare_terms(kind, x, n_rows, cols, rows, table, residual):
+def prepare_terms(kind, x, n_rows, cols, rows, table):
     """Quantise each row twice: the row, then what its rounding left. Lists 2 * n_rows addresses.
 
-    Their products with a weight add up to one with activations of about 15 bits. `residual` is
-    memory for one float32 row.
+    Their products with a weight add up to one with activations of about 15 bits.
     """
     stride = row_stride(kind, cols)
     for t in range(n_rows):
         source, row = x + 4 * t * cols, rows + 2 * t * stride
         prepare_rows(kind, source, 1, cols, row, table + 16 * t)
-        _residual(kind, source, cols, row, residual)
-        prepare_rows(kind, residual, 1, cols, row + stride, table + 16 * t + 8)
+        _second_term(kind, source, cols, row, row + stride)
+        store_i64(table + 16 * t + 8, row + stride)
+
+
+@njit(error_model="numpy")
+def prepare(kind, x, n_rows, cols, rows, table, terms):
+    """Rows for the kernels, in one term or two."""
+    if terms == 2:
+        prepare_terms(kind, x, n_rows, cols, rows, table)
+    else:
+        prepare_rows(kind, x, n_rows, cols, rows, table)

@@ -7,17 +7,20 @@ from typing import Any
 
 from llvmlite import ir
 
-from cpu_experts.memory import I32
+from cpu_experts.memory import I32, I64, pointer
 from cpu_experts.simd import (
     F16,
     F32,
     FLOATS,
+    FLOATS256,
+    I16,
     INTS,
     INTS256,
     call,
     constant,
     load_vector,
     operation,
+    shuffle,
     vector,
 )
 from cpu_experts.vectors import ADDRESS
@@ -46,3 +49,66 @@ def _join_zeros(builder: Any, value: Any) -> Any:
 subtract_product = operation(FLOATS, (FLOATS, FLOATS, FLOATS), _subtract_product)  # z - x * y
 subtract_words = operation(INTS, (INTS, INTS), lambda b, x, y: b.sub(x, y))
 widen_words = operation(INTS, (INTS256,), _join_zeros)  # the upper half is 0
+shift_words_left8 = operation(INTS, (INTS,), lambda b, x: b.shl(x, constant(I32, [8] * 16)))
+
+
+def _fma256(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    return call(builder, "llvm.fma.v8f32", x.type, x, y, z)
+
+
+def _low_blocks(builder: Any, value: Any) -> Any:
+    zeros = ir.Constant(value.type, [0.0] * 8)
+    return builder.shuffle_vector(value, zeros, constant(I32, [0, 1, 2, 3] + [8] * 4))
+
+
+low_blocks = operation(FLOATS256, (FLOATS256,), _low_blocks)  # the upper four are 0
+fma256 = operation(FLOATS256, (FLOATS256, FLOATS256, FLOATS256), _fma256)
+
+
+def _strided(builder: Any, address: Any, lane: Any, n_bytes: int) -> Any:
+    """8 lanes that lie `n_bytes` apart.
+
+    Where 64 bytes hold 4 of them, two loads and a permute: one by one they are what a row of
+    32-value blocks spends most of its time on.
+    """
+    size = lane.width // 8
+    if 3 * n_bytes + size <= 64 and n_bytes % size == 0:
+        second = builder.add(address, ir.Constant(I64, 4 * n_bytes))
+        both = [load_vector(builder, place, lane, 64 // size) for place in (address, second)]
+        step = n_bytes // size
+        lanes = [*range(0, 4 * step, step), *range(64 // size, 64 // size + 4 * step, step)]
+        return builder.shuffle_vector(*both, constant(I32, lanes))
+    value = ir.Constant(vector(lane, 8), ir.Undefined)
+    for i in range(8):
+        place = builder.add(address, ir.Constant(I64, i * n_bytes))
+        one = builder.load(pointer(builder, place, lane), align=1)
+        value = builder.insert_element(value, one, ir.Constant(I32, i))
+    return value
+
+
+def _strided_halves(builder: Any, address: Any, n_bytes: int) -> Any:
+    words = _strided(builder, address, I16, n_bytes)
+    return builder.fpext(builder.bitcast(words, vector(F16, 8)), vector(F32, 8))
+
+
+def strided_halves(n_bytes: int) -> Any:
+    """An operation: 8 float16, `n_bytes` apart, as float32."""
+    return operation(FLOATS256, (ADDRESS,), partial(_strided_halves, n_bytes=n_bytes))
+
+
+def _strided_pairs(builder: Any, address: Any, n_bytes: int) -> Any:
+    halves = builder.bitcast(_strided(builder, address, I32, n_bytes), vector(F16, 16))
+    return builder.fpext(halves, vector(F32, 16))
+
+
+def strided_pairs(n_bytes: int) -> Any:
+    """An operation: 8 pairs of float16, `n_bytes` apart, as float32."""
+    return operation(FLOATS, (ADDRESS,), partial(_strided_pairs, n_bytes=n_bytes))
+
+
+def _every_other(builder: Any, value: Any, first: int) -> Any:
+    return shuffle(builder, value, list(range(first, 16, 2)))
+
+
+even_floats = operation(FLOATS256, (FLOATS,), partial(_every_other, first=0))
+odd_floats = operation(FLOATS256, (FLOATS,), partial(_every_other, first=1))

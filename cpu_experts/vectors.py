@@ -90,17 +90,6 @@ load_i8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=True))
 load_u8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=False))
 
 
-def _strided_f16(builder: Any, address: Any, stride: Any) -> Any:
-    """8 float16, `stride` bytes apart, as float32."""
-    value = ir.Constant(vector(F16, 8), ir.Undefined)
-    for i in range(8):
-        half = builder.load(simd.pointer(builder, address, F16), align=1)
-        value = builder.insert_element(value, half, ir.Constant(I32, i))
-        address = builder.add(address, stride)
-    return builder.fpext(value, vector(F32, 8))
-
-
-load_f16_strided = operation(FLOATS256, (ADDRESS, ADDRESS), _strided_f16)
 load_f16 = operation(
     types.float32,
     (ADDRESS,),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from cpu_experts.activations import one_term, two_terms
+from cpu_experts.activations import prepared
 from cpu_experts.cache import folder_is_shared, use_own_folder
 from cpu_experts.cpu import default_threads, tier
 from cpu_experts.formats import FORMATS, UnsupportedFormat
@@ -25,13 +25,14 @@ from cpu_experts.kernels.registry import DEQUANT, ROWS, TILES, kernel_address
 from cpu_experts.matmul import plain, transposed
 from cpu_experts.moe import PARTS
 from cpu_experts.pool import pool_address
+from cpu_experts.token_program import CODES
 
 _COMMON: dict[str, Callable[[], object]] = {
     **PARTS,
+    **CODES,
     "matmul": plain,
     "matmul transposed": transposed,
-    "one term": one_term,
-    "two terms": two_terms,
+    "activations": prepared,
     "pool": pool_address,
 }
 

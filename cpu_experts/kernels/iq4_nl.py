@@ -11,13 +11,13 @@ from numba.extending import register_jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import nibbles
 from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import strided_halves
 from cpu_experts.vectors import (
     bytes_constant,
-    load_f16_strided,
     look_up_bytes,
     mask_bytes,
     multiply256,
@@ -82,6 +82,9 @@ def code_values(first, second):
     return look_up_bytes(code_table(), nibbles(first, second))
 
 
+_HALVES = strided_halves(BYTES)
+
+
 @register_jitable
 def unpack_vectors(blocks):
     """8 blocks: weights plus 128 as bytes, scales, and corrections that take the 128 off."""
@@ -89,7 +92,7 @@ def unpack_vectors(blocks):
     u1 = code_values(blocks + 38, blocks + 56)
     u2 = code_values(blocks + 74, blocks + 92)
     u3 = code_values(blocks + 110, blocks + 128)
-    d = load_f16_strided(blocks, BYTES)
+    d = _HALVES(blocks)
     return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
 
 

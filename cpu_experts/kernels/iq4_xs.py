@@ -11,9 +11,9 @@ from numba.extending import register_jitable
 
 from cpu_experts.kernels.iq4_nl import CODEBOOK, code_table, code_values, fill_codes
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, load_u16, store_f32, store_i8
 from cpu_experts.vectors import (
     bytes_to_floats,

@@ -10,13 +10,13 @@ from numba.extending import register_jitable
 from cpu_experts.bits import move_bits
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import strided_halves
 from cpu_experts.vectors import (
     load_doubled16,
-    load_f16_strided,
     mask_bytes,
     multiply256,
     shift_right16,
@@ -74,6 +74,9 @@ def nibbles(first, second):
     return _NIBBLES(load_doubled16(first, second))
 
 
+_HALVES = strided_halves(BYTES)
+
+
 @register_jitable
 def unpack_vectors(blocks):
     """8 blocks: weights plus 8 as bytes, scales, and corrections that take the 8 off."""
@@ -81,7 +84,7 @@ def unpack_vectors(blocks):
     u1 = nibbles(blocks + 38, blocks + 56)
     u2 = nibbles(blocks + 74, blocks + 92)
     u3 = nibbles(blocks + 110, blocks + 128)
-    d = load_f16_strided(blocks, BYTES)
+    d = _HALVES(blocks)
     return u0, u1, u2, u3, d, multiply256(d, splat_float256(-8.0))
 
 

@@ -11,13 +11,13 @@ from numba.extending import register_jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import fill_nibbles, nibbles
 from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_MINIMA, PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import even_floats, odd_floats, strided_pairs
 from cpu_experts.vectors import (
     halves_to_floats,
-    load_f16_strided,
     multiply,
     shift_right32,
     splat_float,
@@ -65,6 +65,8 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 # The avx512_vnni tier.
 
+_PAIRS = strided_pairs(BYTES)
+
 
 @register_jitable
 def unpack_vectors(blocks):
@@ -73,7 +75,8 @@ def unpack_vectors(blocks):
     u1 = nibbles(blocks + 44, blocks + 64)
     u2 = nibbles(blocks + 84, blocks + 104)
     u3 = nibbles(blocks + 124, blocks + 144)
-    return u0, u1, u2, u3, load_f16_strided(blocks, BYTES), load_f16_strided(blocks + 2, BYTES)
+    pairs = _PAIRS(blocks)
+    return u0, u1, u2, u3, even_floats(pairs), odd_floats(pairs)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

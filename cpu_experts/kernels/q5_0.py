@@ -11,14 +11,14 @@ from numba.extending import register_jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import nibbles
 from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import strided_halves
 from cpu_experts.vectors import (
     choose_lanes,
     lanes_constant,
-    load_f16_strided,
     mask_bytes,
     multiply256,
     or_,
@@ -80,6 +80,9 @@ def values_of_5_bits(first, second):
     return _FIFTH(nibbles(first, second), bits)
 
 
+_HALVES = strided_halves(BYTES)
+
+
 @register_jitable
 def unpack_vectors(blocks):
     """8 blocks: weights plus 16 as bytes, scales, and corrections that take the 16 off."""
@@ -87,7 +90,7 @@ def unpack_vectors(blocks):
     u1 = values_of_5_bits(blocks + 50, blocks + 72)
     u2 = values_of_5_bits(blocks + 94, blocks + 116)
     u3 = values_of_5_bits(blocks + 138, blocks + 160)
-    d = load_f16_strided(blocks, BYTES)
+    d = _HALVES(blocks)
     return u0, u1, u2, u3, d, multiply256(d, splat_float256(-16.0))
 
 

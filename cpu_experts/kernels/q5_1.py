@@ -11,13 +11,11 @@ from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_1 import fill_block_minima
 from cpu_experts.kernels.q5_0 import fifth_bits, fill_5_bits, values_of_5_bits
 from cpu_experts.kernels.q8_0 import fill_block_scales
+from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_MINIMA, PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i32, load_u8, store_f32, store_i8
-from cpu_experts.vectors import (
-    load_f16_strided,
-)
+from cpu_experts.row_vectors import even_floats, odd_floats, strided_pairs
 
 BLOCK, BYTES, SUB = 32, 24, 32
 
@@ -61,6 +59,8 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 # The avx512_vnni tier.
 
+_PAIRS = strided_pairs(BYTES)
+
 
 @register_jitable
 def unpack_vectors(blocks):
@@ -69,7 +69,8 @@ def unpack_vectors(blocks):
     u1 = values_of_5_bits(blocks + 56, blocks + 80)
     u2 = values_of_5_bits(blocks + 104, blocks + 128)
     u3 = values_of_5_bits(blocks + 152, blocks + 176)
-    return u0, u1, u2, u3, load_f16_strided(blocks, BYTES), load_f16_strided(blocks + 2, BYTES)
+    pairs = _PAIRS(blocks)
+    return u0, u1, u2, u3, even_floats(pairs), odd_floats(pairs)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

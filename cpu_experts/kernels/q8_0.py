@@ -5,14 +5,14 @@ from __future__ import annotations
 from numba.extending import register_jitable
 
 from cpu_experts.kernels.portable import dequantise, rows_quantised
+from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import rows_scaled
 from cpu_experts.memory import load_f16, load_i8, store_f32, store_i8
+from cpu_experts.row_vectors import strided_halves
 from cpu_experts.vectors import (
     flip_bytes,
     halves_to_floats,
-    load_f16_strided,
     load_halves,
     multiply256,
     splat_float256,
@@ -60,6 +60,8 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 # The avx512_vnni tier.
 _UNSIGNED = flip_bytes(128)
 
+_HALVES = strided_halves(BYTES)
+
 
 @register_jitable
 def unpack_vectors(blocks):
@@ -68,7 +70,7 @@ def unpack_vectors(blocks):
     u1 = _UNSIGNED(load_halves(blocks + 70, blocks + 104))
     u2 = _UNSIGNED(load_halves(blocks + 138, blocks + 172))
     u3 = _UNSIGNED(load_halves(blocks + 206, blocks + 240))
-    d = load_f16_strided(blocks, BYTES)
+    d = _HALVES(blocks)
     return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
 
 

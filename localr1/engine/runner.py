@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 import cpu_experts
+from localr1.engine.cpu_graph import CpuGraph
 from localr1.engine.sampler import Sampler
 from localr1.errors import BadFile
-from localr1.models.attention import is_small
 from localr1.models.kv_cache import KVCache
 from localr1.models.transformer import Transformer
 
@@ -93,6 +93,7 @@ class TransformerRunner(Runner):
         self.model = model
         self.vocab_size = model.config.vocab_size
         self._cache = model.new_cache(context)
+        self._graph = CpuGraph(model, self._cache)
 
     @property
     def cache(self) -> KVCache:
@@ -108,12 +109,8 @@ class TransformerRunner(Runner):
         yield self.model.head(hidden, last=1)
 
     def step(self, token: int) -> torch.Tensor:
-        """As `Runner.step`."""
-        # torch's barriers cost milliseconds on a busy machine: only where there is work for them.
-        small = is_small(self.model.config, self.cache.length)
-        torch.set_num_threads(1 if small else cpu_experts.get_threads())
-        *_, hidden = self.model.layers([token], self.cache)
-        return self.model.head(hidden)
+        """As `Runner.step`: one compiled call (cpu_graph.py)."""
+        return self._graph.step(token)
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         """As `Runner.logits`."""

@@ -12,9 +12,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from cpu_experts.cache import entry
+from cpu_experts.routing import choose_experts
 
 _ROW = types.Array(types.float32, 1, "C")
 _FLOATS = types.Array(types.float32, 2, "C")
@@ -81,67 +82,12 @@ def _attend_token(queries, rows, scale, scores, context):
                 context[h, i] += weight * rows[s, i]
 
 
-@njit
-def _best(values):
-    """The index of the largest value, the first of equal ones."""
-    best = 0
-    for i in range(1, values.shape[0]):
-        if values[i] > values[best]:
-            best = i
-    return best
-
-
-@njit
-def _close_groups(choice, n_group, topk_group, counted):
-    """Set all groups but the `topk_group` strongest to -inf; 1 or 2 `counted` experts are a group's
-    strength.
-    """
-    size = choice.shape[0] // n_group
-    strength = np.empty(n_group, np.float32)
-    for g in range(n_group):
-        first = second = np.float32(-np.inf)
-        for value in choice[g * size : (g + 1) * size]:
-            if value > first:
-                first, second = value, first
-            elif value > second:
-                second = value
-        strength[g] = first + second if counted == 2 else first
-    for _ in range(n_group - topk_group):
-        weakest = _best(-strength)
-        choice[weakest * size : (weakest + 1) * size] = -np.inf
-        strength[weakest] = np.inf
-
-
 def _route_token(logits, bias, sigmoid, n_group, topk_group, counted, norm, scale, ids, weights):
-    """The gate's choice for one token: see `Gate`. logits, bias float32 [experts].
-
-    `counted` best experts stand for a group (0: no groups); writes ids and weights [1, k].
-    """
-    n, k = logits.shape[0], ids.shape[1]
-    scores, choice = np.empty(n, np.float32), np.empty(n, np.float32)
-    total = np.float32(0.0)
-    largest = logits[_best(logits)]
-    for i in range(n):
-        if sigmoid:
-            scores[i] = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits[i]))
-        else:
-            scores[i] = np.exp(logits[i] - largest)
-        total += scores[i]
-    for i in range(n):
-        if not sigmoid:
-            scores[i] /= total
-        choice[i] = scores[i] + bias[i]
-    if counted:
-        _close_groups(choice, n_group, topk_group, counted)
-    taken = np.float32(0.0)
-    for j in range(k):
-        best = _best(choice)
-        choice[best] = -np.inf
-        ids[0, j], weights[0, j] = best, scores[best]
-        taken += scores[best]
-    factor = scale / (taken + 1e-20) if norm else scale
-    for j in range(k):
-        weights[0, j] *= factor
+    """The gate's choice for one token: see cpu_experts/routing.py."""
+    memory, strength = np.empty((2, len(logits)), np.float32), np.empty(n_group, np.float32)
+    choose_experts(
+        logits, bias, sigmoid, topk_group, counted, norm, scale, ids, weights, memory, strength
+    )
 
 
 def _norm_token(x, add, weight, eps, out):
