@@ -119,13 +119,13 @@ def test_loading_tells_how_far_it_is_and_can_be_stopped(monkeypatch: pytest.Monk
 
 def test_a_model_that_is_let_go_frees_its_memory() -> None:
     process, used = psutil.Process(), []
-    for _ in range(6):
+    for _ in range(4):
         llm = load(smollm2(), context=2048)
         llm.engine.logits([1, 2, 3])
         del llm
         gc.collect()
         used.append(process.memory_info().rss)
-    assert used[-1] - used[2] < 40 << 20  # one context's buffers alone take 150 MB
+    assert used[-1] - used[1] < 40 << 20  # one context's buffers alone take 150 MB
 
 
 def test_whole_layers_go_to_a_gpu_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,10 +210,8 @@ def test_a_running_state_is_refused(tmp_path: Path) -> None:
     layer = {"attn_norm.weight": (32,), "ssm_in.weight": (128, 32), "ssm_conv1d.weight": (64, 4)}
     layer |= {"ssm_conv1d.bias": (64,), "ssm_x.weight": (34, 64), "ssm_dt.weight": (64, 2)}
     layer |= {"ssm_dt.bias": (64,), "ssm_a": (64, 16), "ssm_d": (64,), "ssm_out.weight": (32, 64)}
-    for name, shape in {
-        **shapes,
-        **{f"blk.0.{key}": value for key, value in layer.items()},
-    }.items():
+    shapes |= {f"blk.0.{name}": shape for name, shape in layer.items()}
+    for name, shape in shapes.items():
         writer.add_tensor(name, np.full(shape, 0.01, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
