@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cpu_experts import cpu
+
 
 @pytest.fixture(autouse=True)
 def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +16,8 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("LOCALR1_")]:
         if name != "LOCALR1_ISA":  # CI may force a tier for a whole run
             monkeypatch.delenv(name)
+    if not cpu.supports(cpu.TIERS[0]):  # "auto" would take llama.cpp, and our engine is tested
+        monkeypatch.setenv("LOCALR1_ISA", cpu.tier())
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
