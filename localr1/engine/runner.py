@@ -101,6 +101,9 @@ class TransformerRunner(Runner):
 
     def read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
         """As `Runner.read`; yields after each layer."""
+        if len(ids) == 1:
+            yield self.step(ids[0])
+            return
         torch.set_num_threads(cpu_experts.get_threads())
         n_layers = len(self.model.blk)
         for layer, state in enumerate(self.model.layers(ids, self.cache)):

@@ -13,21 +13,13 @@ import numpy as np
 import torch
 
 from cpu_experts import FORMATS, Activations, QuantTensor, matmul_stack, matmul_stack_t
-from localr1.models.architecture import Config
-from localr1.models.compiled import attend_token, rotate_token
 from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Linear, Weights
 from localr1.models.norm import RMSNorm
 from localr1.models.rope import Rope, softmax_scale
 
-_SMALL = 1 << 22  # multiplications of one token's scores; beyond it torch's threads are quicker
 _WORKSPACE = 1 << 24  # float32 values of one temporary of the expanded form (64 MiB)
-
-
-def is_small(config: Config, n_keys: int) -> bool:
-    """Whether one token's attention over so many keys is best done on the calling thread."""
-    return config.attention_width * n_keys <= _SMALL
 
 
 class HeadProjections:
@@ -107,30 +99,10 @@ class MLA:
         is still to add to `x`.
         """
         shared = Activations(normed.numpy())
-        if x.shape[0] == 1 and is_small(self.config, cache.length):
-            return self._one_token(shared, cache)
         q_nope, q_rope = self._queries(shared, cache.length)
         rows = cache.update(self.layer, self._latent(shared, cache.length))
         attend = self.absorbed if x.shape[0] <= self.absorb_up_to else self.expanded
         return self.attn_output(attend(q_nope, q_rope, rows).flatten(1))
-
-    def _one_token(self, x: Activations, cache: KVCache) -> torch.Tensor:
-        """The absorbed form for one token, its small steps compiled (compiled.py)."""
-        c = self.config
-        rows = cache.rows[self.layer, : cache.length + 1].numpy()
-        q_nope = np.empty((c.n_heads, c.qk_nope_head_dim), np.float32)
-        queries = np.empty((c.n_heads, rows.shape[1]), np.float32)
-        q = self._projected(x).view(c.n_heads, -1).numpy()
-        rotate_token()(
-            q, self.attn_kv_a_mqa(x).numpy(), self.rope.pairs[cache.length],
-            self.attn_kv_a_norm.values, c.rms_norm_eps, q_nope, queries, rows[-1],
-        )  # fmt: skip
-        queries[:, : c.kv_lora_rank] = self.heads.absorb(q_nope[None])[0]
-        context = np.empty((c.n_heads, c.kv_lora_rank), np.float32)
-        scores = np.empty(len(rows), np.float32)
-        attend_token()(queries, rows, self.scale, scores, context)
-        values = self.heads.values(context[None])
-        return self.attn_output(Activations(values.reshape(1, -1)))
 
     def _projected(self, x: Activations) -> torch.Tensor:
         """All heads' queries, not yet rotated: `[T, heads * (nope + rope)]`."""

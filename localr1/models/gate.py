@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear
 
-from cpu_experts import matmul
-from localr1.models.compiled import route_token
 from localr1.models.config import ModelConfig
 from localr1.models.linear import Weights, float_tensor
 
@@ -33,8 +31,6 @@ class Gate:
 
     def __call__(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`normed` `[T, hidden]` -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
-        if len(normed) == 1:
-            return self._one_token(normed)
         c = self.config
         logits = linear(normed, self.ffn_gate_inp)
         scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(-1)
@@ -46,18 +42,6 @@ class Gate:
         if c.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return ids.int(), weights * c.routed_scaling_factor
-
-    def _one_token(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for one token, compiled (compiled.py)."""
-        c = self.config
-        logits = matmul(x.numpy(), self.router)[0]
-        ids = torch.empty(1, c.n_experts_per_tok, dtype=torch.int32)
-        weights = torch.empty(1, c.n_experts_per_tok)
-        route_token()(
-            logits, self.bias, c.scoring_func == "sigmoid", c.n_group, c.topk_group,
-            self.counted, c.norm_topk_prob, c.routed_scaling_factor, ids.numpy(), weights.numpy(),
-        )  # fmt: skip
-        return ids, weights
 
     def _best_groups(self, choice: torch.Tensor) -> torch.Tensor:
         """Close all groups of experts but the `topk_group` best."""

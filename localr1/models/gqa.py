@@ -1,20 +1,18 @@
 """Grouped-query attention (arXiv 2305.13245): heads of queries share heads of keys and values.
 
 A token leaves `[keys of every key head | values of every key head]` in the cache, keys normed and
-rotated. Prompts are read by torch in pieces of bounded memory; one token by compiled.py's kind of
-functions (compiled_gqa.py), whose definition is the torch form.
+rotated. Prompts attend in pieces of bounded memory. A token that is written has steps of its own
+(cpu_experts/grouped_attention.py), which this form defines.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from cpu_experts import Activations
-from localr1.models.compiled_gqa import attend_token, rotate_heads
 from localr1.models.dense_config import DenseConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Linear, Weights, float_tensor
@@ -53,24 +51,8 @@ class GQA:
         """
         shared = Activations(normed.numpy())
         parts = [linear(shared) for linear in (self.attn_q, self.attn_k, self.attn_v)]
-        if len(normed) == 1:
-            return self._one_token(parts, cache)
         queries, rows = self._rotated(parts, cache.length)
         return self.attn_output(self.attend(queries, cache.update(self.layer, rows)).flatten(1))
-
-    def _one_token(self, parts: list[torch.Tensor], cache: KVCache) -> torch.Tensor:
-        """The same for one token, its small steps compiled."""
-        c = self.config
-        rows = cache.rows[self.layer, : cache.length + 1].numpy()
-        q, k, v = (part.numpy() for part in parts)
-        turns = self.rope.pairs[cache.length]
-        rotate_heads()(
-            q, k, v, *self.vectors, c.rms_norm_eps, turns, self.rope.interleaved, rows[-1]
-        )
-        values = np.empty((1, c.attention_width), np.float32)
-        scores = np.empty(len(rows), np.float32)
-        attend_token()(q, rows, c.n_heads, c.n_kv_heads, self.scale, scores, values)
-        return self.attn_output(Activations(values))
 
     def _rotated(self, parts: list[torch.Tensor], start: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Projections -> queries `[T, heads, head_dim]` and cache rows `[T, width]`."""
