@@ -20,21 +20,23 @@ def _head(result: dict[str, Any]) -> list[str]:
     host, run, limits = result["machine"], result["synthetic"], result["limits"]
     gpu = host["gpu"]["name"] if host["gpu"] else "no GPU that the kernels are for"
     distinct, routed = run["distinct_bytes"] / _GIB, run["routed_bytes"] / _GIB
+    what = run["in_ram"]
     again = "all distinct" if distinct == routed else "the rest uses the same memory again"
+    in_ram = f"{what} {distinct:.1f} of {routed:.1f} GiB in RAM, {again}"
     traffic = f"{limits['ram_bytes_per_token'] / 1e9:.2f} GB of RAM"
     if host["gpu"]:
         traffic += f" and {limits['vram_bytes_per_token'] / 1e9:.2f} GB of VRAM"
     limit = f"limit {limits['decode']:.2f} tokens/s"
     if not limits["applies"]:
-        limit = "no limit: the experts fit the CPU's cache"
+        limit = f"no limit: what is read fits the {'CPU' if routed else 'GPU'}'s cache"
     speeds = f"RAM {limits['read_bandwidth']:.1f} GB/s ({limits['read_bandwidth_method']})"
     if host["gpu"]:
         speeds += f", VRAM {limits['vram_bandwidth']:,.0f} GB/s"
     return [
         f"{result['model']}, random weights, {run['layers']} layers; {host['cpu']}, "
         f"{host['cores']} cores, {host['ram_bytes'] / _GIB:.0f} GiB; {gpu}",
-        f"  routed experts {distinct:.1f} of {routed:.1f} GiB in RAM, {again}",
-        *(["  routed experts answer at once and read nothing"] if run["stub"] else []),
+        f"  {in_ram if routed else 'all weights on the GPU'}",
+        *([f"  {what} answer at once and read nothing"] if run["stub"] else []),
         f"  reads          {speeds}",
         f"  a token reads  {traffic} behind {run['depth']:,} tokens; {limit}",
     ]

@@ -18,13 +18,14 @@ import torch
 
 import cpu_experts
 from cpu_experts import ExpertBank
+from localr1.engine import halves
 from localr1.engine.runner import SUPER_CHUNK
 from localr1.errors import DoesNotFit
 from localr1.events import Progress
 from localr1.models import compiled
+from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
-from localr1.models.deepseek import MoE
-from localr1.models.linear import Weights
+from localr1.models.deepseek import ffn_bank
 from localr1.models.parts import Experts, Routed
 from localr1.models.synthetic import SyntheticWeights
 from localr1.models.transformer import Transformer
@@ -45,20 +46,22 @@ _LONG = 16_384  # tokens of a prompt beyond which a first round weighs little
 class Choices:
     """Random ids of experts for each layer, at addresses that stay: a graph reads them there."""
 
-    def __init__(self, config: ModelConfig, device: torch.device | str) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: Config, device: torch.device | str) -> None:
+        self.n_layers, self.device = config.n_layers, device
+        self.n_experts, self.top_k = 1, 1  # a dense FFN is the only expert of its layer
+        if isinstance(config, ModelConfig):
+            self.n_experts, self.top_k = config.n_routed_experts, config.n_experts_per_tok
         self._rng = np.random.default_rng(0)
         self._tables: dict[int, torch.Tensor] = {}
 
     def random(self, n_tokens: int) -> torch.Tensor:
         """int32 `[layers, T, k]` in RAM, no expert twice for a token."""
-        c = self.config
-        shape = n_tokens, c.n_routed_experts
+        shape = n_tokens, self.n_experts
         layers = [
-            self._rng.random(shape, np.float32).argpartition(c.n_experts_per_tok - 1, axis=1)
-            for _ in range(c.n_layers)
+            self._rng.random(shape, np.float32).argpartition(self.top_k - 1, axis=1)
+            for _ in range(self.n_layers)
         ]
-        ids = np.stack([layer[:, : c.n_experts_per_tok] for layer in layers])
+        ids = np.stack([layer[:, : self.top_k] for layer in layers])
         return torch.from_numpy(ids.astype(np.int32))
 
     def draw(self, n_tokens: int = 1, stub: bool = False) -> None:
@@ -77,7 +80,7 @@ class Choices:
 
 
 class _Chosen:
-    """A layer's routed experts, with the choice made by `Choices`."""
+    """A layer's experts, or its FFN in RAM, with the choice made by `Choices`."""
 
     def __init__(self, experts: Experts, choices: Choices, layer: int) -> None:
         self.experts, self.choices, self.layer = experts, choices, layer
@@ -89,16 +92,17 @@ class _Chosen:
 class SyntheticRun:
     """A model of `config` in `quant` with room for `context` tokens.
 
-    `ram` bytes are for the routed experts (None: what is free, less a margin). `seconds` tells how
-    long it took to fill memory, to upload and to compile; `vram_free` what the driver says is left
-    at the end of decoding. Raises DoesNotFit.
+    `ram` bytes are for the weights `in_ram` (None: what is free, less a margin). `banks` are those
+    of the layers that ask the CPU. `seconds` tells how long it took to fill memory, to upload and
+    to compile; `vram_free` what the driver says is left at the end of decoding. Raises DoesNotFit.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Config,
         quant: str,
         context: int,
+        in_ram: frozenset[str],
         ram: int | None = None,
         on_gpu: bool = False,
         report: Report = lambda progress: None,
@@ -107,7 +111,7 @@ class SyntheticRun:
         self._parts: GpuParts | None = None
         self.vram_free: int | None = None
         with self._timed("fill memory"):
-            self.weights = SyntheticWeights(config, quant, _room(ram), report)
+            self.weights = SyntheticWeights(config, quant, in_ram, _room(ram), report)
         with self._timed("compile CPU kernels"):
             _warm_up(self.weights.formats, report)
         with self._timed("upload" if on_gpu else "build"), torch.inference_mode():
@@ -115,17 +119,19 @@ class SyntheticRun:
                 from localr1.models.gpu import GpuParts
 
                 self._parts = GpuParts(
-                    config, context, report=_sent(report, self.weights.other_bytes)
-                )
+                    config, context, on_gpu=lambda name: name not in in_ram,
+                    report=_sent(report, self.weights.other_bytes),
+                )  # fmt: skip
             self.model = Transformer(config, self.weights, context, self._parts)
             self.cache = self.model.new_cache(context)
             self.cache.rows.normal_()
         self.choices = Choices(config, self._parts.device if self._parts else "cpu")
-        parts = [(layer, block.feed_forward) for layer, block in enumerate(self.model.blk)]
-        moes = [(layer, part) for layer, part in parts if isinstance(part, MoE)]
-        self.banks = {layer: _bank(self.weights, layer) for layer, _ in moes}
-        for layer, moe in moes:
-            moe.experts = _Chosen(moe.experts, self.choices, layer)
+        suffix = _suffix(config)
+        self.banks: dict[int, ExpertBank] = {}
+        for layer in asked(config, in_ram, on_gpu):
+            self.banks[layer] = ffn_bank(self.weights, f"blk.{layer}", suffix)
+            feed_forward = self.model.blk[layer].feed_forward
+            feed_forward.experts = _Chosen(feed_forward.experts, self.choices, layer)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -154,17 +160,18 @@ class SyntheticRun:
 
     def _read(self, positions: range) -> None:
         """A piece of a prompt, as the engine does it."""
-        self.choices.draw(len(positions))
+        for size in {len(positions), *halves.halves(len(positions))}:
+            self.choices.draw(size)
         ids = [i * 7919 % self.config.vocab_size for i in positions]
-        *_, hidden = self.model.layers(ids, self.cache)
+        read = halves.read if self._parts else Transformer.layers
+        *_, hidden = read(self.model, ids, self.cache)
         self.model.head(hidden, last=1)
         self.cache.commit(len(ids))
 
     def experts_seconds(self, tokens: int) -> float:
-        """The routed experts of one token, nothing else between the layers; the median."""
-        c = self.config
-        x = np.random.default_rng(1).normal(0, 1, (1, c.hidden_size)).astype(np.float32)
-        weights = np.full((1, c.n_experts_per_tok), 1 / c.n_experts_per_tok, np.float32)
+        """The banks' share of one token, nothing else between the layers; the median."""
+        x = np.random.default_rng(1).normal(0, 1, (1, self.config.hidden_size)).astype(np.float32)
+        weights = np.full((1, self.choices.top_k), 1 / self.choices.top_k, np.float32)
         took = []
         for _ in range(tokens + WARM):
             ids = self.choices.random(1).numpy()
@@ -175,7 +182,8 @@ class SyntheticRun:
         return statistics.median(took[WARM:])
 
     def decode_seconds(self, tokens: int, stub: bool) -> tuple[float, float]:
-        """Medians of a token's time: with its experts (0 with `stub`), and without any.
+        """Medians of a token's time: with its experts (0 with `stub`), and without any (0 where no
+        layer asks for any).
 
         The cache is filled up to `context - tokens - 1`.
         """
@@ -186,7 +194,7 @@ class SyntheticRun:
             step = graph.step if graph else self._eager
         try:
             decode = 0.0 if stub else self._median(step, tokens, stub=False)
-            return decode, self._median(step, tokens, stub=True)
+            return decode, self._median(step, tokens, stub=True) if self.banks else 0.0
         finally:
             if graph:
                 self.vram_free = torch.cuda.mem_get_info()[0]
@@ -222,18 +230,25 @@ class SyntheticRun:
         return statistics.median(took[WARM:])
 
 
-def _bank(weights: Weights, layer: int) -> ExpertBank:
-    gate, up, down = (weights[f"blk.{layer}.ffn_{m}_exps.weight"] for m in ("gate", "up", "down"))
-    return ExpertBank(gate, up, down)
+def asked(config: Config, in_ram: frozenset[str], on_gpu: bool) -> list[int]:
+    """Layers that ask the CPU: for routed experts, or a GPU for a dense FFN that lies in RAM."""
+    if not on_gpu and not isinstance(config, ModelConfig):
+        return []
+    name = f"ffn_up{_suffix(config)}.weight"
+    return [layer for layer in range(config.n_layers) if f"blk.{layer}.{name}" in in_ram]
+
+
+def _suffix(config: Config) -> str:
+    return "_exps" if isinstance(config, ModelConfig) else ""
 
 
 def _room(ram: int | None) -> int:
-    """Bytes for the routed experts."""
+    """Bytes for what is read from RAM."""
     free = available_bytes()
     if ram is None:
         return free - min(_MARGIN, free // 2)
     if ram > free:
-        hint = "--ram is what routed experts may take; leave it out for what is free"
+        hint = "--ram is what weights there may take; leave it out for what is free"
         raise DoesNotFit(f"{free / _GIB:.1f} GiB of RAM is free, less than {ram / _GIB:.1f}", hint)
     return ram
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from localr1 import bench_synthetic, cli, registry, synthetic_card
+from localr1 import bench_synthetic, cli, registry, synthetic_card, synthetic_plan
 from localr1.bench_synthetic import Options
 from localr1.errors import NO_MEMORY, NOT_FOUND, UNSUPPORTED, USAGE, DoesNotFit, LocalR1Error
 from localr1.models import inventory
+from localr1.models.architecture import config_from_hf
 from localr1.models.config import ModelConfig
 from localr1.models.synthetic import SyntheticWeights
-from localr1.synthetic_run import Choices, SyntheticRun
+from localr1.synthetic_run import Choices, SyntheticRun, asked
 from offload.hardware import on_paper
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -28,7 +29,18 @@ TINY: dict[str, Any] = {
     "v_head_dim": 64, "first_k_dense_replace": 1, "intermediate_size": 512,
     "moe_intermediate_size": 256, "n_routed_experts": 16, "num_experts_per_tok": 4,
 }  # fmt: skip
+DISTILL_7B = registry.parse("r1-distill-7b")[0].config
+DENSE: dict[str, Any] = {
+    **DISTILL_7B, "vocab_size": 512, "hidden_size": 256, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512,
+}  # fmt: skip
 QUICK = Options(quant="Q4_K_M", ram=64 * MIB, context=64, tokens=4, prefill=16)
+
+
+def experts_of(config: ModelConfig) -> frozenset[str]:
+    stock = inventory.from_rule(config, "Q4_K_M")
+    placed = synthetic_plan.planned(stock, None, on_paper(vram=None, ram=16 * GIB), 32)
+    return synthetic_plan.in_ram(stock, placed, on_gpu=False).names
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +116,7 @@ def test_experts_are_chosen_anew_for_every_layer_and_token(tiny: ModelConfig) ->
 
 
 def test_the_chosen_experts_are_the_ones_that_work(tiny: ModelConfig) -> None:
-    run = SyntheticRun(tiny, "Q4_K_M", 32, ram=64 * MIB)
+    run = SyntheticRun(tiny, "Q4_K_M", 32, experts_of(tiny), ram=64 * MIB)
     moe = run.model.blk[1].feed_forward
     x = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (1, 256)).astype(np.float32))
     ids, weights = torch.zeros(1, 4, dtype=torch.int32), torch.full((1, 4), 0.25)
@@ -117,27 +129,64 @@ def test_the_chosen_experts_are_the_ones_that_work(tiny: ModelConfig) -> None:
 
 
 def test_memory_is_used_again_where_it_is_short(tiny: ModelConfig) -> None:
-    whole = SyntheticWeights(tiny, "Q4_K_M", GIB)
+    routed = experts_of(tiny)
+    whole = SyntheticWeights(tiny, "Q4_K_M", routed, GIB)
     assert whole.distinct_bytes == whole.routed_bytes
     largest = whole["blk.1.ffn_down_exps.weight"].nbytes
-    short = SyntheticWeights(tiny, "Q4_K_M", 2 * largest)
+    short = SyntheticWeights(tiny, "Q4_K_M", routed, 2 * largest)
     assert short.distinct_bytes == 2 * largest < short.routed_bytes == whole.routed_bytes
     for name in ("blk.1.ffn_gate_exps.weight", "blk.2.ffn_down_exps.weight"):
         assert short[name].shape == whole[name].shape
         assert short[name].parts[0].any()
-    with pytest.raises(DoesNotFit, match="one weight of the routed experts"):
-        SyntheticWeights(tiny, "Q4_K_M", largest // 2)
+    with pytest.raises(DoesNotFit, match="one of the weights to read from RAM"):
+        SyntheticWeights(tiny, "Q4_K_M", routed, largest // 2)
+
+
+def test_a_dense_model_is_measured_whole(machine) -> None:
+    """On the CPU: all its matrices in RAM, and nothing that could be told apart."""
+    config = config_from_hf(DENSE)
+    result = bench_synthetic.measure("tiny", config, QUICK, machine)
+    stock = inventory.from_rule(config, "Q4_K_M")
+    read = sum(weight.nbytes * weight.read_fraction for weight in stock.weights)
+    cache = stock.demands.cache_gpu * config.n_layers * (QUICK.context - QUICK.tokens)
+    assert result["limits"]["ram_bytes_per_token"] == pytest.approx(read + cache)
+    decode = [row["name"] for row in result["rows"] if row["phase"] == "decode"]
+    assert decode == ["decode", "a token"]
+    assert result["synthetic"]["distinct_bytes"] == result["synthetic"]["routed_bytes"]
+    assert "weights 0.0 of 0.0 GiB in RAM, all distinct" in synthetic_card.card(result)
+
+
+def test_a_dense_model_takes_a_small_gpu_as_far_as_it_goes() -> None:
+    config = config_from_hf(DISTILL_7B)
+    stock = inventory.from_rule(config, "Q4_K_M")
+    limits = []
+    for vram in (24, 4):
+        found = on_paper(vram=vram * GIB, ram=64 * GIB)
+        placed = synthetic_plan.planned(stock, found.gpus[0], found, 2048)
+        ffns = synthetic_plan.in_ram(stock, placed, on_gpu=True)
+        assert bool(ffns.names) == (vram == 4) and all(".ffn_" in name for name in ffns.names)
+        layers = asked(config, ffns.names, on_gpu=True)
+        assert len(layers) == len(ffns.names) / 3 and layers == list(range(28))[-len(layers) :] * (
+            vram == 4
+        )
+        read = synthetic_plan.traffic(stock, ffns, 2048)
+        assert read.shared == 0 and (read.ram > 0) == (vram == 4)
+        limits.append(read.seconds(50e9, 1000e9))
+    assert limits[0] < limits[1] < read.seconds(50e9, None)
+    with pytest.raises(DoesNotFit, match="GiB of VRAM"):
+        small = on_paper(vram=2 * GIB, ram=64 * GIB)
+        synthetic_plan.planned(stock, small.gpus[0], small, 2048)
 
 
 def test_a_gpu_with_too_little_room_is_refused() -> None:
     stock = inventory.from_rule(ModelConfig.from_hf(R1), "Q4_K_M")
     found = on_paper(vram=80 * GIB, ram=64 * GIB)
-    placed = bench_synthetic.planned(stock, found.gpus[0], found, 8192)
+    placed = synthetic_plan.planned(stock, found.gpus[0], found, 8192)
     kinds = {item.name for item in placed.gpu}
     assert "routed experts" not in kinds and "attention" in kinds and placed.context == 8192
     small = on_paper(vram=8 * GIB, ram=64 * GIB)
     with pytest.raises(DoesNotFit, match="GiB of VRAM"):
-        bench_synthetic.planned(stock, small.gpus[0], small, 8192)
+        synthetic_plan.planned(stock, small.gpus[0], small, 8192)
 
 
 def test_a_share_above_the_limit_is_refused() -> None:
@@ -156,7 +205,8 @@ def test_a_share_above_the_limit_is_refused() -> None:
         (["deepseek-r1", "--synthetic", "--vram", "much"], USAGE),
         (["deepseek-r1", "--synthetic", "--tokens", "0"], USAGE),
         (["deepseek-r1", "--synthetic", "--quant", "IQ1_S"], UNSUPPORTED),
-        (["r1-distill-7b", "--synthetic"], UNSUPPORTED),
+        (["tiny-r1", "--synthetic"], UNSUPPORTED),
+        (["r1-distill-7b", "--synthetic", "--vram", "0", "--stub"], USAGE),
         (["unheard-of", "--synthetic"], NOT_FOUND),
     ],
 )

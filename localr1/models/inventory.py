@@ -17,7 +17,7 @@ from localr1.errors import Unsupported
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.dense_config import ROPE_FREQS, DenseConfig
-from localr1.models.quant_rules import DEFAULTS, Family, nbytes_of, type_of
+from localr1.models.quant_rules import DEFAULTS, family_of, nbytes_of, type_of
 from localr1.models.shapes import Shape, weight_shapes
 from offload.placement import Demands, Kind, Weight
 
@@ -91,16 +91,10 @@ def _scaled(weight: Weight, bytes_per_value: float) -> Weight:
 
 
 def _by_rule(config: Config, quant: str) -> Iterator[Weight]:
-    family = _family(config)
+    family = family_of(config)
     for name, shape in _shapes(config):
         nbytes = nbytes_of(type_of(name, shape, quant, family), shape)
         yield _weight(name, shape, nbytes, config)
-
-
-def _family(config: Config) -> Family:
-    if isinstance(config, ModelConfig):
-        return Family(config.n_layers)
-    return Family(config.n_layers, config.n_heads // config.n_kv_heads, config.tied)
 
 
 def _shapes(config: Config) -> Iterator[tuple[str, Shape]]:

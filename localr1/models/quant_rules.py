@@ -13,6 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from localr1.models.architecture import Config
+from localr1.models.config import ModelConfig
+
 # Values and bytes of a block, by ggml's names (ggml-common.h).
 BLOCKS: Mapping[str, tuple[int, int]] = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2),
@@ -49,6 +52,13 @@ class Family:
     def is_70b(self) -> bool:
         """llama.cpp takes every model of 80 layers and grouped heads for Llama 70B."""
         return self.n_layers == 80 and self.n_gqa > 1
+
+
+def family_of(config: Config) -> Family:
+    """Of a model's configuration."""
+    if isinstance(config, ModelConfig):
+        return Family(config.n_layers)
+    return Family(config.n_layers, config.n_heads // config.n_kv_heads, config.tied)
 
 
 def nbytes_of(kind: str, shape: tuple[int, ...]) -> int:

@@ -1,7 +1,8 @@
 """A model's weights in its real shapes and types with random bytes: for measuring, not for talking.
 
-Routed experts take as much RAM as is given; where that is less than the model has, later weights
-use the memory of earlier ones again. Everything else is filled too: nothing is sparse or all zero.
+What is to be read from RAM takes as much of it as is given; where that is less than the model has,
+later weights use the memory of earlier ones again. Everything else is filled too: nothing is sparse
+or all zero.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from cpu_experts import FORMATS, QuantTensor
 from cpu_experts.bench import filled_memory
 from localr1.errors import DoesNotFit
 from localr1.events import Progress
-from localr1.models.config import ModelConfig
-from localr1.models.quant_rules import Family, type_of
+from localr1.models.architecture import Config
+from localr1.models.quant_rules import family_of, type_of
 from localr1.models.shapes import weight_shapes
 
 _OTHERS = 1 << 30  # bytes that all other weights are cut from, or the size of the largest
@@ -30,31 +31,33 @@ Report = Callable[[Progress], None]
 class SyntheticWeights:
     """`Weights` (linear.py) of `config` in the types of `quant`, with `attn_k_b` and `attn_v_b`.
 
-    `routed_bytes` of RAM are for routed experts, `distinct_bytes` of them are used; all other
-    weights would take `other_bytes`. Raises DoesNotFit where a routed weight is larger than that.
+    `ram` bytes are for the weights named `in_ram`, which would take `routed_bytes`;
+    `distinct_bytes` of them are used. All other weights would take `other_bytes`. Raises DoesNotFit
+    where one of `in_ram` is larger than `ram`.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Config,
         quant: str,
-        routed_bytes: int,
+        in_ram: frozenset[str],
+        ram: int,
         report: Report = lambda progress: None,
     ) -> None:
-        family = Family(config.n_layers)
+        family, self._in_ram = family_of(config), in_ram
         self._kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
         for name, shape in weight_shapes(config).items():
             if not name.endswith("attn_kv_b.weight"):
                 self._kinds[name] = type_of(name, shape, quant, family), shape
-        routed = [name for name in self._kinds if _is_routed(name)]
+        routed = [name for name in self._kinds if name in in_ram]
         others = [name for name, (kind, _) in self._kinds.items() if kind != "F32"]
-        others = [name for name in others if not _is_routed(name)]
+        others = [name for name in others if name not in in_ram]
         self.routed_bytes = sum(map(self._nbytes, routed))
-        self.distinct_bytes = min(routed_bytes, self.routed_bytes)
+        self.distinct_bytes = min(ram, self.routed_bytes)
         self._check(max(map(self._nbytes, routed), default=0))
         self.other_bytes = sum(map(self._nbytes, others))
-        shared = min(self.other_bytes, max(_OTHERS, *map(self._nbytes, others)))
-        self.routed, self._others = _filled(self.distinct_bytes, report), _filled(shared, report)
+        shared = min(self.other_bytes, max([_OTHERS, *map(self._nbytes, others)]))
+        self._routed, self._others = _filled(self.distinct_bytes, report), _filled(shared, report)
         self._place = self._places(routed, self.distinct_bytes) | self._places(others, shared)
 
     @property
@@ -62,11 +65,16 @@ class SyntheticWeights:
         """The formats in use."""
         return {kind for kind, _ in self._kinds.values()}
 
+    @property
+    def measured(self) -> np.ndarray:
+        """The memory that RAM's bandwidth is measured on: what is read from it, if anything is."""
+        return self._routed if self._routed.size else self._others
+
     def _check(self, largest: int) -> None:
         if largest > self.distinct_bytes:
             gib = 1 << 30
             raise DoesNotFit(
-                f"one weight of the routed experts takes {largest / gib:.2f} GiB, and there are "
+                f"one of the weights to read from RAM takes {largest / gib:.2f} GiB, and there are "
                 f"{self.distinct_bytes / gib:.2f} GiB for all of them",
                 "give more with --ram, or take a smaller model or quant",
             )
@@ -91,12 +99,8 @@ class SyntheticWeights:
         kind, shape = self._kinds[name]
         if kind == "F32":
             return QuantTensor(kind, shape, (_floats(name, shape).view(np.uint8),))
-        memory, at = self.routed if _is_routed(name) else self._others, self._place[name]
+        memory, at = self._routed if name in self._in_ram else self._others, self._place[name]
         return QuantTensor(kind, shape, (memory[at : at + self._nbytes(name)],))
-
-
-def _is_routed(name: str) -> bool:
-    return "_exps." in name
 
 
 def _filled(n_bytes: int, report: Report) -> np.ndarray:
