@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from cpu_experts.mailbox import MailboxError
+from localr1.engine import halves
 from localr1.engine.gpu_draw import GpuDraw
 from localr1.engine.graph import DecodeGraph
 from localr1.engine.runner import SUPER_CHUNK, Runner
@@ -43,7 +44,7 @@ class GpuRunner(Runner):
     def read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
         """As `Runner.read`; yields after each layer."""
         n_layers = len(self.model.blk)
-        for layer, state in enumerate(self.model.layers(ids, self._cache)):
+        for layer, state in enumerate(halves.read(self.model, ids, self._cache)):
             hidden = state
             yield (layer + 1) / n_layers
         yield self.model.head(hidden, last=1)

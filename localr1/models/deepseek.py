@@ -11,7 +11,7 @@ import torch
 from cpu_experts import ExpertBank
 from localr1.models.config import ModelConfig
 from localr1.models.linear import Weights
-from localr1.models.parts import Parts
+from localr1.models.parts import Parts, Routed
 
 
 def ffn_bank(weights: Weights, prefix: str, suffix: str = "") -> ExpertBank:
@@ -32,17 +32,21 @@ class MoE:
         if config.n_shared_experts:
             self.shared = parts.mlp(ffn_bank(weights, prefix, "_shexp"))
 
-    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The shared expert works, and adds to `x`, while the routed ones do."""
+    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> Routed:
+        """The shared expert works, and adds to `x`, while the routed ones do; these are still to be
+        waited for.
+        """
         ids, weights = self.gate(normed)
         shared_input = self.parts.activations(normed)
         routed = self.experts.start(shared_input, ids, weights)
         if self.shared is not None:
             add_to(x, self.shared(shared_input, x))
-        return routed.wait()
+        return routed
 
 
-def add_to(x: torch.Tensor, add: torch.Tensor | None) -> None:
+def add_to(x: torch.Tensor, add: torch.Tensor | Routed | None) -> None:
     """Sum what a part left to be added, if it has not done so itself."""
+    if isinstance(add, Routed):
+        add = add.wait()
     if add is not None:
         x += add

@@ -56,11 +56,11 @@ class Copied(NamedTuple):
 
 
 class Stage:
-    """The way from the GPU to the experts in RAM and back, one question at a time.
+    """The way from the GPU to the experts in RAM and back.
 
-    Through the mailbox of `handoff` where there is one, else through pinned memory that is as large
-    as the largest question so far. Work of one CUDA stream keeps its order, so what is written into
-    that memory next does not overtake what is still read from it.
+    Through the mailbox of `handoff` where there is one, else through two pieces of pinned memory in
+    turn, as large as the largest question so far: two questions may be on their way. Work of one
+    CUDA stream keeps its order, so what is written there next does not overtake what is still read.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -68,7 +68,7 @@ class Stage:
         self.top_k = experts_per_token(config)
         self.banks: list[ExpertBank | None] = [None] * config.n_layers
         self.handoff: Handoff | None = None
-        self._memory: tuple[torch.Tensor, ...] = ()
+        self._memory: list[tuple[torch.Tensor, ...]] = [(), ()]
 
     def ask(
         self, layer: int, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -90,14 +90,16 @@ class Stage:
     def _part(self, *question: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Memory for a question and its answer."""
         n_tokens = len(question[0])
-        if not self._memory or len(self._memory[0]) < n_tokens:
-            self._memory = ()
+        memory = self._memory.pop(0)
+        if not memory or len(memory[0]) < n_tokens:
+            del memory  # before the larger one is made
             pinned = self.device.type == "cuda"
-            self._memory = tuple(
+            memory = tuple(
                 torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
                 for part in (*question, question[0])
             )
-        return tuple(memory[:n_tokens] for memory in self._memory)
+        self._memory.append(memory)
+        return tuple(part[:n_tokens] for part in memory)
 
     def open_mailbox(self) -> Handoff:
         """Start the thread that answers the GPU; `handoff` says when it is asked."""
@@ -126,9 +128,9 @@ class RamMLP:
     def __init__(self, stage: Stage, layer: int, bank: ExpertBank) -> None:
         self.stage, self.experts = stage, RamExperts(stage, layer, bank)
 
-    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> Copied | Posted:
         choice = _only_expert(len(normed), self.stage.top_k, normed.device)
-        return self.experts.start(normed, *choice).wait()
+        return self.experts.start(normed, *choice)
 
 
 @lru_cache(maxsize=4)

@@ -7,7 +7,7 @@ whichever costs its device less.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -37,7 +37,7 @@ class FeedForward(Protocol):
     themselves.
     """
 
-    def __call__(self, normed: Any, x: torch.Tensor) -> torch.Tensor | None: ...
+    def __call__(self, normed: Any, x: torch.Tensor) -> torch.Tensor | Routed | None: ...
 
 
 class Gate(Protocol):
@@ -46,8 +46,9 @@ class Gate(Protocol):
     def __call__(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
+@runtime_checkable
 class Routed(Protocol):
-    """Routed experts at work."""
+    """Experts at work."""
 
     def wait(self) -> torch.Tensor:
         """Their weighted sum, `[T, hidden]`."""

@@ -21,14 +21,21 @@ from localr1.models.deepseek import MoE, ffn_bank
 from localr1.models.dense_config import DenseConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Embedding, Weights
-from localr1.models.parts import Parts
+from localr1.models.parts import Parts, Routed
 
 
 class Hidden(NamedTuple):
-    """Hidden states between two blocks: `x` float32 `[T, hidden]`, and what is still to add."""
+    """Hidden states between two blocks: `x` float32 `[T, hidden]`, and what is still to add.
+
+    That may be still at work: whoever needs it waits, and what is done until then hides its time.
+    """
 
     x: torch.Tensor
-    add: torch.Tensor | None = None
+    add: torch.Tensor | Routed | None = None
+
+    def arrived(self) -> torch.Tensor | None:
+        """What is to add, `[T, hidden]`, waited for."""
+        return self.add.wait() if isinstance(self.add, Routed) else self.add
 
 
 class Block:
@@ -50,8 +57,8 @@ class Block:
 
     def __call__(self, hidden: Hidden, cache: KVCache) -> Hidden:
         """The tokens behind the committed ones, one layer on; `hidden.x` is updated in place."""
-        x, add = hidden
-        attended = self.attention(self.attn_norm(x, add), x, cache)
+        x = hidden.x
+        attended = self.attention(self.attn_norm(x, hidden.arrived()), x, cache)
         return Hidden(x, self.feed_forward(self.ffn_norm(x, attended), x))
 
 
@@ -88,5 +95,6 @@ class Transformer:
     def head(self, hidden: Hidden, last: int = 0) -> torch.Tensor:
         """Behind the last block: logits float32 `[T, vocab]`, or of only the `last` tokens."""
         with torch.inference_mode():
-            add = None if hidden.add is None else hidden.add[-last:]
+            add = hidden.arrived()
+            add = None if add is None else add[-last:]
             return self.output(self.output_norm(hidden.x[-last:], add))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from localr1.engine import halves
 from localr1.models.gpu import GpuParts
 from localr1.models.source import Source, open_source, read_config
 from localr1.models.transformer import Transformer
@@ -59,13 +60,33 @@ def test_logits_are_the_cpus(source: Source, place: str) -> None:
     assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 2e-2  # int8 there, bf16 here
 
 
+@pytest.mark.parametrize("place", ["experts in RAM", "all FFNs in RAM"])
+def test_halves_side_by_side_are_the_whole(
+    source: Source, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [(5 * i * i + i) % 256 for i in range(21)]
+    config = read_config(source)
+    parts = GpuParts(config, CONTEXT, DEVICE, PLACES[place])
+    model = Transformer(config, source, CONTEXT, parts)
+    found = []
+    for long in (4096, 8):
+        monkeypatch.setattr(halves, "_LONG", long)
+        cache = model.new_cache(CONTEXT)
+        *_, hidden = halves.read(model, ids, cache)
+        found.append((model.head(hidden, last=1).cpu(), cache.rows[:, :21].cpu().float()))
+    (whole, rows), (twice, rows_twice) = found
+    torch.testing.assert_close(twice, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows_twice, rows, rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(scope="module", params=DENSE)
 def dense(request, tmp_path_factory) -> Source:
-    """A toy of two layers; a Llama's pairs lie side by side, a Qwen's half a head apart."""
+    """A toy; a Llama's pairs lie side by side, a Qwen's half a head apart."""
     sizes, rope, kind = DENSE[request.param]
     if kind == "Q4_K_M":  # whole blocks
         sizes = sizes | {"hidden_size": 256}
-    config = toy_dense.config(request.param, rope, num_hidden_layers=2, **sizes)
+    sizes = sizes | {"vocab_size": 256, "num_hidden_layers": 2 if HAS_GPU else 1}
+    config = toy_dense.config(request.param, rope, **sizes)
     folder = toy_dense.hf_folder(tmp_path_factory.mktemp("hf"), config)
     if kind != "Q4_K_M":
         return open_source(toy_dense.gguf_file(folder, folder / "toy.gguf", kind))
@@ -75,4 +96,7 @@ def dense(request, tmp_path_factory) -> Source:
 
 @pytest.mark.parametrize("place", ["all on the GPU", "all FFNs in RAM"])
 def test_logits_of_dense_models_are_the_cpus(dense: Source, place: str) -> None:
-    test_logits_are_the_cpus(dense, place)
+    pieces = [IDS[:9], IDS[9:10], *([IDS[10:12]] if HAS_GPU else [])]  # seconds each without
+    parts = GpuParts(read_config(dense), CONTEXT, DEVICE, PLACES[place])
+    on_cpu, on_gpu = logits(dense, None, pieces), logits(dense, parts, pieces)
+    assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 2e-2  # int8 there, bf16 here

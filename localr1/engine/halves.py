@@ -1,0 +1,36 @@
+"""A long prompt in two halves side by side, so that GPU and CPU work at the same time.
+
+While the CPU computes one half's experts, the GPU attends for the other. In each layer the first
+half goes first: what it leaves in the cache is what the second one attends to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from localr1.models.kv_cache import KVCache
+from localr1.models.transformer import Hidden, Transformer
+
+_LONG = 4096  # tokens of which halves still fill experts well
+
+
+def halves(n_tokens: int) -> list[int]:
+    """The sizes of the pieces in which a prompt is read."""
+    if n_tokens < _LONG:
+        return [n_tokens]
+    return [n_tokens // 2, n_tokens - n_tokens // 2]
+
+
+def read(model: Transformer, ids: list[int], cache: KVCache) -> Iterator[Hidden]:
+    """As `Transformer.layers`, of a model whose experts are waited for late; yields the last
+    piece's hidden states.
+    """
+    pieces, first = [], 0
+    for size in halves(len(ids)):
+        ahead = copy.copy(cache)  # the same memory, behind the pieces before
+        ahead.length += first
+        pieces.append(model.layers(ids[first : first + size], ahead))
+        first += size
+    for states in zip(*pieces, strict=True):
+        yield states[-1]
