@@ -35,7 +35,6 @@ from offload.placement import Placement
 from offload.residency import AUTO, MAPPED
 
 _LOOK_SECONDS = 0.05  # between two looks at what the other thread does: Ctrl-C comes through then
-_STOP_SECONDS = 60.0  # far more than one operation takes
 
 
 class LlamaRunner(Runner):
@@ -71,7 +70,7 @@ class LlamaRunner(Runner):
                 yield 0.0
         except BaseException:
             self._stop[0] = b"\1"
-            job.done(_STOP_SECONDS)
+            job.done()
             self._stop[0] = b"\0"
             raise
         job.result()
@@ -215,6 +214,7 @@ def _new_context(lib: Any, model: Any, found: Placement, layers: int) -> Any:
     params = lib.llama_context_default_params()
     params.n_ctx = found.context
     params.n_batch = params.n_ubatch = GPU_BATCH if layers else CPU_BATCH
+    params.offload_kqv = params.op_offload = layers > 0  # else a GPU would be used in passing
     if not layers:  # on a CPU it takes up to twice as long over a thousand tokens
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.n_seq_max = N_SEQUENCES

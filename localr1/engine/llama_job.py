@@ -27,8 +27,8 @@ class Job:
         self._error: BaseException | None = None
         threading.Thread(target=self._run, args=(function, args), daemon=True).start()
 
-    def done(self, seconds: float) -> bool:
-        """Wait so long at most; whether the call has ended."""
+    def done(self, seconds: float | None = None) -> bool:
+        """Wait so long at most, or for the end; whether the call has ended."""
         return self._ended.wait(seconds)
 
     def result(self) -> Any:

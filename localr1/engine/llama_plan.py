@@ -32,6 +32,7 @@ class LlamaModel:
     def __init__(self, source: GGUFFile) -> None:
         fields = Fields(source.metadata, "the GGUF metadata", f"{_architecture(source)}.")
         self.n_layers = fields.integer("block_count")
+        require(0 < self.n_layers <= len(source.tensors), f"it has {self.n_layers} layers")
         self.max_context = fields.integer("context_length")
         self.weights = tuple(_weights(source))
         embedding = source.tensors.get("token_embd.weight")
@@ -64,8 +65,8 @@ class LlamaModel:
         """The plan for what is free, and its layers on the GPU; a shorter context if need be."""
         layers = self.whole_layers(vram, context)
         first = self.n_layers + 1 - layers
-        moved = [w for w in self.weights if w.layer >= first or (layers and _is_head(w))]
-        kept = [w for w in self.weights if w not in moved]
+        on_gpu = {w.name for w in self.weights if w.layer >= first or (layers and _is_head(w))}
+        kept = [weight for weight in self.weights if weight.name not in on_gpu]
         demands = self._demands(min(first, self.n_layers), scores=not layers)
         buffers = self._buffers(GPU_BATCH if layers else CPU_BATCH)
         found = plan(kept, on_paper(vram=None, ram=max(0, ram - buffers)), context, demands)
@@ -73,13 +74,10 @@ class LlamaModel:
             own = (*found.ram, Item("buffers", buffers))
             return replace(found, ram=own, ram_room=ram), 0
         cache = self.cache_bytes * (self.n_layers - demands.n_layers) * found.context
-        on_gpu = (
-            Item("whole layers", sum(weight.nbytes for weight in moved)),
-            Item("KV cache", cache),
-            Item("buffers", buffers),
-        )
-        tiers = {**found.tiers, **{weight.name: Tier.GPU for weight in moved}}
-        return replace(found, tiers=tiers, gpu=on_gpu, gpu_room=vram, ram_room=ram), layers
+        moved = sum(weight.nbytes for weight in self.weights if weight.name in on_gpu)
+        gpu = (Item("whole layers", moved), Item("KV cache", cache), Item("buffers", buffers))
+        tiers = {**found.tiers, **dict.fromkeys(on_gpu, Tier.GPU)}
+        return replace(found, tiers=tiers, gpu=gpu, gpu_room=vram, ram_room=ram), layers
 
     def _buffers(self, batch: int) -> int:
         """What is computed in besides scores: the logits of a batch, and the rest roundly."""
