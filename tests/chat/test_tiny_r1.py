@@ -13,13 +13,15 @@ from localr1.chat.session import Session
 from localr1.chat.thinking import ENOUGH, WAIT, Thinking
 from localr1.chat.transcript import Message
 from localr1.events import Content, Reasoning
+from tests.engines import ENGINES
 
 QUESTION = "What is 347 + 586?"
 
 
-@pytest.fixture(scope="module")
-def llm() -> localr1.LLM:
-    return localr1.load("tiny-r1")
+@pytest.fixture(scope="module", params=ENGINES)
+def llm(request: pytest.FixtureRequest) -> localr1.LLM:
+    threads = 1 if request.param == "llama.cpp" else None  # its threads wait for each other busily
+    return localr1.load("tiny-r1", threads=threads, engine=request.param)
 
 
 def greedy(llm: localr1.LLM, **changes: object) -> localr1.SamplingParams:
