@@ -19,6 +19,7 @@ import torch
 import cpu_experts
 from cpu_experts import ExpertBank
 from localr1.engine import halves
+from localr1.engine.cpu_graph import CpuGraph
 from localr1.engine.runner import SUPER_CHUNK
 from localr1.errors import DoesNotFit
 from localr1.events import Progress
@@ -191,7 +192,7 @@ class SyntheticRun:
         self._rewind(tokens)
         with self._timed("compile GPU kernels" if self._parts else "first token"):
             graph = self._graph()
-            step = graph.step if graph else self._eager
+            step = graph.step if graph else self._cpu_step()
         try:
             decode = 0.0 if stub else self._median(step, tokens, stub=False)
             return decode, self._median(step, tokens, stub=True) if self.banks else 0.0
@@ -201,13 +202,18 @@ class SyntheticRun:
                 graph.close()
 
     def _graph(self) -> DecodeGraph | None:
-        """A token as one CUDA graph; None on the CPU, where one token is run."""
+        """A token as one CUDA graph; None on the CPU."""
         if self._parts is None:
-            self._eager(0)
             return None
         from localr1.engine.graph import DecodeGraph
 
         return DecodeGraph(self.model, self._parts, self.cache)
+
+    def _cpu_step(self) -> Callable[[int], object]:
+        """A token as the engine's one compiled call; step by step where experts are chosen here."""
+        step = self._eager if self.banks else CpuGraph(self.model, self.cache).step
+        step(0)
+        return step
 
     def _eager(self, token: int) -> torch.Tensor:
         *_, hidden = self.model.layers([token], self.cache)
