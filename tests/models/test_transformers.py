@@ -76,7 +76,10 @@ def test_dense_logits_from_f32(shape: str, tmp_path: Path):
         engine = localr1.load(path).engine
         assert relative_error(engine.logits(ids), reference) <= 1e-4
         *_, behind = engine.prefill(ids[:250])
-        steps = [behind.numpy(), *(engine.step(token).clone().numpy() for token in ids[250:])]
+        steps = [
+            behind.clone().numpy(),
+            *(engine.step(token).clone().numpy() for token in ids[250:]),
+        ]
         assert relative_error(np.concatenate(steps), reference[249:]) <= 1e-4
 
 
