@@ -67,14 +67,18 @@ def _warps(width: int) -> int:
 
 
 def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
-    """Norms of the hidden state, with and without a sum, and of the query's low rank."""
-    kinds = [(sizes.hidden_size, add) for add in (None, "*fp32")]
+    """Norms of the hidden state, with and without a sum, and of the query's low rank, alone or
+    beside the latent that is projected with it.
+    """
+    hidden = sizes.hidden_size
+    kinds = [(hidden, hidden, add) for add in (None, "*fp32")]
     if not isinstance(sizes, GroupedSizes) and sizes.q_lora_rank:
-        kinds.append((sizes.q_lora_rank, None))
-    for width, add in kinds:
+        rank, latent = sizes.q_lora_rank, sizes.kv_lora_rank + sizes.qk_rope_head_dim
+        kinds += [(rank, stride, None) for stride in (rank, rank + latent)]
+    for width, stride, add in kinds:
         for out in ("*fp32", "*bf16"):
             signature = {"x": "*fp32", "weight": "*fp32", "out": out, "eps": "fp32"}
-            constants: dict[str, Any] = {"WIDTH": width, "STRIDE": width, "BLOCK": _block(width)}
+            constants: dict[str, Any] = {"WIDTH": width, "STRIDE": stride, "BLOCK": _block(width)}
             if add:
                 signature["add"] = add
             else:

@@ -9,6 +9,7 @@ device memory, so that one captured graph serves every step.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import triton
@@ -124,15 +125,19 @@ def _constants(heads: int, nope: int, rope: int, rank: int) -> dict[str, int]:
 
 
 def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration]:
-    """Projections in float32 or bf16, for decoding (float32 plain queries) and prefill (bf16)."""
-    rank, rope = sizes.kv_lora_rank, sizes.qk_rope_head_dim
-    constants = _constants(sizes.n_heads, sizes.qk_nope_head_dim, rope, rank)
-    constants["KV_STRIDE"] = rank + rope
-    for source, plain in (("*fp32", "*fp32"), ("*fp32", "*bf16"), ("*bf16", "*bf16")):
+    """Projections in float32 or bf16, for decoding (float32 plain queries) and prefill (bf16); the
+    latent alone, or beside the queries that are projected with it.
+    """
+    rank, rope, plain = sizes.kv_lora_rank, sizes.qk_rope_head_dim, sizes.qk_nope_head_dim
+    constants = _constants(sizes.n_heads, plain, rope, rank)
+    beside = sizes.q_lora_rank or sizes.n_heads * (plain + rope)
+    kinds = (("*fp32", "*fp32"), ("*fp32", "*bf16"), ("*bf16", "*bf16"))
+    for (source, queries), more in product(kinds, (0, beside)):
         signature = {
             **{"q": source, "kv": source, "norm": "*fp32", "turns": "*fp32", "eps": "fp32"},
-            **{"position": "*i32", "q_nope": plain, "q_rope": "*bf16"},
+            **{"position": "*i32", "q_nope": queries, "q_rope": "*bf16"},
         }
+        shape = constants | {"KV_STRIDE": rank + rope + more}
         bf16, fp8 = {"rows": "*bf16"}, {"rows": "*u8", "scales": "*fp32"}
-        yield Configuration(rope_kernel, signature | bf16, constants | {"scales": None}, 4, 2)
-        yield Configuration(rope_kernel, signature | fp8, constants, 4, 2)
+        yield Configuration(rope_kernel, signature | bf16, shape | {"scales": None}, 4, 2)
+        yield Configuration(rope_kernel, signature | fp8, shape, 4, 2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from localr1.engine import halves
+from localr1.engine.graph import DecodeGraph
 from localr1.models.gpu import GpuParts
 from localr1.models.source import Source, open_source, read_config
 from localr1.models.transformer import Transformer
@@ -100,3 +101,22 @@ def test_logits_of_dense_models_are_the_cpus(dense: Source, place: str) -> None:
     parts = GpuParts(read_config(dense), CONTEXT, DEVICE, PLACES[place])
     on_cpu, on_gpu = logits(dense, None, pieces), logits(dense, parts, pieces)
     assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 2e-2  # int8 there, bf16 here
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["all on the GPU", "all FFNs in RAM"])
+def test_a_dense_token_as_a_graph_is_its_eager_twin(dense: Source, place: str) -> None:
+    parts = GpuParts(read_config(dense), CONTEXT, DEVICE, PLACES[place])
+    model = Transformer(read_config(dense), dense, CONTEXT, parts)
+    cache = model.new_cache(CONTEXT)
+    graph, found = DecodeGraph(model, parts, cache), []
+    try:
+        for step in (graph.step, lambda token: model.head(list(model.layers([token], cache))[-1])):
+            cache.truncate(0)
+            for token in IDS:
+                found.append(step(token).cpu())
+                cache.commit(1)
+    finally:
+        graph.close()
+    assert torch.equal(torch.cat(found[: len(IDS)]), torch.cat(found[len(IDS) :]))

@@ -1,0 +1,65 @@
+"""What a first start compiles is what a model then launches: a second start compiles nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from localr1.gpu import launch
+from localr1.gpu.cubins import Configuration
+from localr1.gpu.kernels import kernels
+from localr1.models.gpu import GpuParts
+from localr1.models.source import open_source, read_config
+from localr1.models.transformer import Transformer
+from tests import toy, toy_dense
+from tests.gpu.test_model import PLACES
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "deepseek": lambda at: toy.gguf(toy.hf_folder(at, toy.config()), at / "toy.gguf"),
+    **{
+        name: lambda at, name=name: toy_dense.gguf_file(
+            toy_dense.hf_folder(at, toy_dense.config(name)), at / "toy.gguf", "Q8_0"
+        )
+        for name in ("llama", "qwen2", "qwen3")
+    },
+}
+
+
+def told(configuration: Configuration) -> tuple[str, ...]:
+    """What decides on the machine code, but for the options that the interpreter has not."""
+    constants = {k: str(v) for k, v in configuration.constants.items() if k != "FLOAT_DOT"}
+    parts = configuration.signature, constants
+    return configuration.fn.__name__, *(str(sorted(part.items())) for part in parts)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_is_launched_that_was_not_compiled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: set[tuple[str, ...]] = set()
+
+    def note(fn: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: Any) -> None:
+        """Instead of running it; ids of experts that nobody chooses are 0."""
+        kinds, _ = launch._described(args)
+        for tensor in args:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.int32:
+                tensor.zero_()
+        launched.add(told(launch._configuration(fn, kinds, constants, 4, 2)))
+
+    monkeypatch.setattr(launch, "_interpret", note)
+    source = open_source(MODELS[name](tmp_path))
+    config = read_config(source)
+    for on_gpu in PLACES.values():
+        parts = GpuParts(config, 64, "cpu", on_gpu)
+        model = Transformer(config, source, 64, parts)
+        for n_tokens in (1, 9, 20):
+            *_, hidden = model.layers([0] * n_tokens, model.new_cache(64))
+            model.head(hidden, last=1)
+    formats = {source[name].format.name for name in source.names()}
+    compiled = {told(made) for made in kernels(parts.arch, config, formats, formats)}
+    assert launched
+    assert not sorted(launched - compiled)
