@@ -8,12 +8,14 @@ from functools import cache
 import numpy as np
 from numba import types
 
-from cpu_experts.cache import entry
+from cpu_experts.cache import c_function, entry
 from cpu_experts.layout import row_stride
-from cpu_experts.quantise import prepare
+from cpu_experts.pool import ITEM, pool_address
+from cpu_experts.prepare import JOB_BYTES, prepare_item, prepare_many
+from cpu_experts.workspace import WORKSPACE
 
 FLOAT32 = np.dtype(np.float32)
-_PREPARE = types.void(*[types.int64] * 7)
+_PREPARE = types.void(*[types.int64] * 11)
 
 
 def as_rows(x: np.ndarray, cols: int) -> np.ndarray:
@@ -32,8 +34,14 @@ def as_array(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 @cache
 def prepared() -> Callable[..., None]:
-    """`prepare`, compiled or loaded once."""
-    return entry(prepare.py_func, _PREPARE)
+    """`prepare_many`, compiled or loaded once."""
+    return entry(prepare_many.py_func, _PREPARE)
+
+
+@cache
+def preparing() -> int:
+    """The address of `prepare_item`, compiled or loaded once."""
+    return c_function(prepare_item, ITEM)
 
 
 class Activations:
@@ -58,8 +66,10 @@ class Activations:
     def _make(self, kind: int, terms: int) -> tuple[int, np.ndarray]:
         n_rows, cols = self.shape
         stride = row_stride(kind, cols)
-        memory = np.empty(n_rows * terms * (stride + 8) + 64, dtype=np.uint8)
+        memory = np.empty(n_rows * terms * (stride + 8) + JOB_BYTES + 64, dtype=np.uint8)
         rows = (int(memory.ctypes.data) + 63) // 64 * 64
         table = rows + n_rows * terms * stride
-        prepared()(kind, int(self.x.ctypes.data), n_rows, cols, rows, table, terms)
+        where = (kind, int(self.x.ctypes.data), n_rows, cols, rows, table, terms)
+        job = table + 8 * n_rows * terms
+        prepared()(*where, job, WORKSPACE.scratch, pool_address(), preparing())
         return table, memory

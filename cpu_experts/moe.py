@@ -17,7 +17,7 @@ from numba import njit, types
 from numba.extending import register_jitable
 
 from cpu_experts.activate import swiglu
-from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows
+from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows, preparing
 from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import c_function, entry
 from cpu_experts.decode import MOST_PAIRS, block_bytes, few_item, plan_runs, run_bytes
@@ -51,7 +51,8 @@ from cpu_experts.moe_job import (
     call_matrix,
 )
 from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
-from cpu_experts.quantise import prepare_rows, quantise_part
+from cpu_experts.prepare import prepare_item, prepare_many
+from cpu_experts.quantise import quantise_part
 from cpu_experts.tensor import COLS, COUNT, KIND, N_ROWS, STRIDE
 from cpu_experts.workspace import WORKSPACE
 
@@ -152,18 +153,22 @@ def _gather(pairs, n_pairs, slots, table, gathered):
 
 
 @njit(error_model="numpy")
-def _tables(x, n_tokens, gate, up, gate_table, up_table, rows):
+def _tables(x, n_tokens, gate, up, gate_table, up_table, rows, work, scratch, pool, code):
     """Row addresses of x in the kinds of gate and up; tables that are 0 are made at `rows`."""
     cols = load_i64(gate + 8 * COLS)
     gate_kind, up_kind = load_i64(gate + 8 * KIND), load_i64(up + 8 * KIND)
     if gate_table == 0:
         gate_table = rows + n_tokens * row_stride(gate_kind, cols)
-        prepare_rows(gate_kind, x, n_tokens, cols, rows, gate_table)
+        prepare_many(
+            gate_kind, x, n_tokens, cols, rows, gate_table, 1, work, scratch, pool, code
+        )  # fmt: skip
         rows = (gate_table + 8 * n_tokens + 63) // 64 * 64
         up_table = gate_table
         if up_kind != gate_kind:
             up_table = rows + n_tokens * row_stride(up_kind, cols)
-            prepare_rows(up_kind, x, n_tokens, cols, rows, up_table)
+            prepare_many(
+                up_kind, x, n_tokens, cols, rows, up_table, 1, work, scratch, pool, code
+            )  # fmt: skip
     return gate_table, up_table
 
 
@@ -189,7 +194,10 @@ def moe(
     h = (hs + 8 * n + 63) // 64 * 64
     few = h + n * h_stride
     rows = (few + _few_bytes(n, inter, hidden) + 63) // 64 * 64
-    gate_table, up_table = _tables(x, n_tokens, gate, up, gate_table, up_table, rows)
+    gate_table, up_table = _tables(
+        x, n_tokens, gate, up, gate_table, up_table, rows, work, scratch, pool,
+        load_i64(codes + 24),
+    )  # fmt: skip
     _gather(pairs, n_pairs, slots, gate_table, gates)
     _gather(pairs, n_pairs, slots, up_table, ups)
     for p in range(n_pairs):
@@ -264,13 +272,15 @@ PARTS: dict[str, Callable[[], object]] = {
     "moe few tokens": partial(c_function, few_item, ITEM),
     "moe hidden": partial(c_function, _hidden_item, ITEM),
     "moe output": partial(c_function, _output_item, ITEM),
+    "rows": preparing,
 }
 
 
 @cache
 def compiled() -> tuple[Callable[..., int], np.ndarray, int]:
-    """The entry, and its three item codes as an array with its address."""
-    codes = [c_function(item, ITEM) for item in (_hidden_item, _output_item, few_item)]
+    """The entry, and its four item codes as an array with its address."""
+    items = (_hidden_item, _output_item, few_item, prepare_item)
+    codes = [c_function(item, ITEM) for item in items]
     kept = np.array(codes, dtype=np.int64)
     return entry(_moe, _MOE), kept, int(kept.ctypes.data)
 
