@@ -182,7 +182,7 @@ def _latent(c: ModelConfig) -> Demands:
 
 def _grouped(c: DenseConfig) -> Demands:
     """Grouped-query attention: keys and values of every key head, float32 on the CPU and 16 bit on
-    a GPU.
+    a GPU, where a prompt's hidden states lie beside their norms.
     """
     queries = c.attention_width
     per_token = 4 * (3 * c.hidden_size + 3 * queries) + 8 * max(queries, c.hidden_size)
@@ -191,7 +191,7 @@ def _grouped(c: DenseConfig) -> Demands:
         cache_name="KV cache",
         cache_gpu=2 * c.cache_width,
         cache_ram=4 * c.cache_width,
-        gpu_per_token=4 * c.hidden_size,
+        gpu_per_token=8 * c.hidden_size,
         ram_per_token=per_token,
         hybrid_per_token=12 * c.hidden_size + 5 * c.intermediate_size // 4,
         absorbed_per_token=per_token,
