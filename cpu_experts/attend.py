@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from cpu_experts.activate import exp_f32
-from cpu_experts.memory import prefetch
+from cpu_experts.memory import floats
 
 TILE = 64  # keys between two looks at the largest score
 AHEAD = 16  # keys between the one that is asked for and the one that is used
@@ -18,106 +18,89 @@ SCORES = TILE + 2  # float32 of memory for a head: a tile's scores, the largest,
 
 
 @njit(fastmath={"reassoc", "contract"}, error_model="numpy")
-def _score_four(query, rows, first, column, scores, at):
-    """Scores of four keys: rows[first : first + 4, column :] @ query."""
-    end = column + query.shape[0]  # slices: an index that is a sum is no vector load to Numba
-    k, m = rows[first, column:end], rows[first + 1, column:end]
-    n, o = rows[first + 2, column:end], rows[first + 3, column:end]
+def _score_four(query, keys, step, last, scores):
+    """Scores of four keys, `step` float32 apart; of no key behind number `last`, but of that again.
+
+    query, keys: one after the other; scores [4].
+    """
+    n = query.shape[0]
+    first, second, third = 0, min(1, last) * step, min(2, last) * step
+    fourth = min(3, last) * step
     a = b = c = d = np.float32(0.0)
-    for i in range(query.shape[0]):
-        a += query[i] * k[i]
-        b += query[i] * m[i]
-        c += query[i] * n[i]
-        d += query[i] * o[i]
-    scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = a, b, c, d
-
-
-@njit(fastmath={"reassoc", "contract"}, error_model="numpy")
-def _score(query, row, column):
-    key = row[column : column + query.shape[0]]
-    total = np.float32(0.0)
-    for i in range(query.shape[0]):
-        total += query[i] * key[i]
-    return total
+    for i in range(n):
+        a += query[i] * keys[first + i]
+        b += query[i] * keys[second + i]
+        c += query[i] * keys[third + i]
+        d += query[i] * keys[fourth + i]
+    scores[0], scores[1], scores[2], scores[3] = a, b, c, d
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
-def _add_four(weights, at, rows, first, column, context):
-    """context += weights[at : at + 4] @ rows[first : first + 4, column :]."""
-    a, b, c, d = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
-    end = column + context.shape[0]
-    v, w = rows[first, column:end], rows[first + 1, column:end]
-    x, y = rows[first + 2, column:end], rows[first + 3, column:end]
+def _add_four(weights, values, step, last, context):
+    """context += weights[:4] @ values, four rows `step` float32 apart, as in _score_four."""
+    first, second, third = 0, min(1, last) * step, min(2, last) * step
+    fourth = min(3, last) * step
+    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
     for i in range(context.shape[0]):
-        context[i] += (a * v[i] + b * w[i]) + (c * x[i] + d * y[i])
-
-
-@njit(fastmath={"contract"}, error_model="numpy")
-def _add(weight, row, column, context):
-    value = row[column : column + context.shape[0]]
-    for i in range(context.shape[0]):
-        context[i] += weight * value[i]
+        pair = a * values[first + i] + b * values[second + i]
+        context[i] += pair + (c * values[third + i] + d * values[fourth + i])
 
 
 @njit(fastmath={"reassoc", "contract"}, error_model="numpy")
 def _weigh(scores, n, scale, context):
-    """Turn a tile's scores into weights; what was summed before shrinks with a larger score."""
+    """Turn a tile's scores into weights, 0 behind the n that count; what was summed before shrinks
+    with a larger score.
+    """
     largest, total = scores[TILE], scores[TILE + 1]
     new = largest
     for s in range(n):
         scores[s] *= scale
         new = max(new, scores[s])
-    if new > largest:
-        shrink = exp_f32(largest - new)
-        total *= shrink
-        for i in range(context.shape[0]):
-            context[i] *= shrink
+    shrink = exp_f32(largest - new)
+    total *= shrink
+    for i in range(context.shape[0]):
+        context[i] *= shrink
     for s in range(n):
         scores[s] = exp_f32(scores[s] - new)
         total += scores[s]
+    for s in range(n, TILE):
+        scores[s] = 0.0
     scores[TILE], scores[TILE + 1] = new, total
 
 
 @njit(error_model="numpy")
-def _fetch_four(rows, first, column, width):
-    """Ask for four rows' `width` columns: no processor foresees a head's steps through the rows."""
-    for s in range(first, min(first + 4, rows.shape[0])):
-        start = rows.ctypes.data + 4 * (s * rows.shape[1] + column)
-        for line in range(0, 4 * width, 64):
-            prefetch(start + line)
+def attend(queries, heads, d_key, cache, n_keys, width, value, d_value, scale, scores, context):
+    """Softmax attention of `heads` queries of d_key values over n_keys rows of a cache.
 
-
-@njit(error_model="numpy")
-def attend(queries, rows, key, value, scale, scores, context):
-    """Softmax attention of queries [heads, k] over rows [S, width] -> context [heads, v].
-
-    Keys are the `k` columns from `key` on, values the `v` columns from `value` on. scores: memory
-    [heads, SCORES]. All float32.
+    All are addresses of float32, one after the other: rows of the cache `width` apart, whose keys
+    begin at `cache` and whose values `value` columns on. Writes context [heads, d_value]; scores is
+    memory for [heads, SCORES].
     """
-    heads, n_keys = queries.shape[0], rows.shape[0]
     for h in range(heads):
-        scores[h, TILE], scores[h, TILE + 1] = -np.inf, 0.0
-        for i in range(context.shape[1]):
-            context[h, i] = 0.0
+        state = floats(scores + 4 * h * SCORES, SCORES)
+        state[TILE], state[TILE + 1] = -np.inf, 0.0
+        out = floats(context + 4 * h * d_value, d_value)
+        for i in range(d_value):
+            out[i] = 0.0
     for start in range(0, n_keys, TILE):
         n = min(TILE, n_keys - start)
-        fours = n // 4 * 4
-        for s in range(0, fours, 4):
-            _fetch_four(rows, start + s + AHEAD, key, queries.shape[1])
+        for s in range(0, n, 4):
+            keys = floats(cache + 4 * (start + s) * width, 4 * width)
             for h in range(heads):
-                _score_four(queries[h], rows, start + s, key, scores[h], s)
-        for s in range(fours, n):
-            for h in range(heads):
-                scores[h, s] = _score(queries[h], rows[start + s], key)
+                query = floats(queries + 4 * h * d_key, d_key)
+                four = floats(scores + 4 * (h * SCORES + s), 4)
+                _score_four(query, keys, width, n - 1 - s, four)
         for h in range(heads):
-            _weigh(scores[h], n, scale, context[h])
-        for s in range(0, fours, 4):
-            _fetch_four(rows, start + s + AHEAD, value, context.shape[1])
+            state = floats(scores + 4 * h * SCORES, SCORES)
+            _weigh(state, n, scale, floats(context + 4 * h * d_value, d_value))
+        for s in range(0, n, 4):
+            values = floats(cache + 4 * ((start + s) * width + value), 4 * width)
             for h in range(heads):
-                _add_four(scores[h], s, rows, start + s, value, context[h])
-        for s in range(fours, n):
-            for h in range(heads):
-                _add(scores[h, s], rows[start + s], value, context[h])
+                four = floats(scores + 4 * (h * SCORES + s), 4)
+                out = floats(context + 4 * h * d_value, d_value)
+                _add_four(four, values, width, n - 1 - s, out)
     for h in range(heads):
-        for i in range(context.shape[1]):
-            context[h, i] /= scores[h, TILE + 1]
+        total = floats(scores + 4 * h * SCORES, SCORES)[TILE + 1]
+        out = floats(context + 4 * h * d_value, d_value)
+        for i in range(d_value):
+            out[i] /= total

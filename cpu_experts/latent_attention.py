@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cpu_experts.attend import SCORES, attend
-from cpu_experts.memory import call_kernel, floats, load_f64, load_i64
+from cpu_experts.attend import attend
+from cpu_experts.memory import call_item, call_kernel, floats, load_f64, load_i64, store_i64
 from cpu_experts.moe_job import call_matrix
+from cpu_experts.prepare import JOB_BYTES
 from cpu_experts.program_steps import rms_norm
-from cpu_experts.quantise import prepare
 from cpu_experts.tensor import AUX, BASES, COLS, KIND, N_ROWS, STRIDE
 
 LOCALS = 3 << 18  # offset in scratch, behind what kernels use of it
@@ -47,7 +47,8 @@ def _rotate(source, turns, target, n):
 
 
 # Of `attend_latents`. DEQUANT is 0 where the file holds the keys' projection transposed, as
-# absorbing wants it; SCALE is a float64. SHARE heads are an item: they read the cache together.
+# absorbing wants it; SCALE is a float64; PREPARE is the address of
+# `prepare_item`. SHARE heads are an item: they read the cache together.
 (
     _SHARE,
     _HEADS,
@@ -67,7 +68,8 @@ def _rotate(source, turns, target, n):
     _V,
     _V_TERMS,
     _VALUES,
-) = range(18)
+    _PREPARE,
+) = range(19)
 
 
 def attend_latents(job, item, slot, scratch):
@@ -82,29 +84,26 @@ def attend_latents(job, item, slot, scratch):
     for head in range(heads):
         _query(job, first + head, queries + 4 * head * width, rest, scratch)
     n_keys = load_i64(load_i64(job + 8 * _PLACE)) + 1
-    attend(
-        floats(queries, (heads, width)),
-        floats(load_i64(job + 8 * _CACHE), (n_keys, width)),
-        0,
-        0,
-        np.float32(load_f64(job + 8 * _SCALE)),
-        floats(rest, (heads, SCORES)),
-        floats(context, (heads, latent)),
-    )
+    scale = np.float32(load_f64(job + 8 * _SCALE))
+    cache = load_i64(job + 8 * _CACHE)
+    attend(queries, heads, width, cache, n_keys, width, 0, latent, scale, rest, context)
     v, terms = load_i64(job + 8 * _V), load_i64(job + 8 * _V_TERMS)
     rows = load_i64(v + 8 * N_ROWS)
     for head in range(heads):
-        table = _forms(v, context + 4 * head * latent, terms, rest)
+        table = _forms(job, v, context + 4 * head * latent, terms, rest)
         out = load_i64(job + 8 * _VALUES) + 4 * (first + head) * rows
         call_matrix(v, first + head, 0, rows, table, terms, out, 0, scratch)
 
 
 @njit(error_model="numpy")
-def _forms(weight, x, terms, memory):
-    """The table of x as a matrix reads it, made at `memory`."""
+def _forms(job, weight, x, terms, memory):
+    """The table of x as a matrix reads it, made at `memory`: a job of `prepare_item`."""
     kind, cols = load_i64(weight + 8 * KIND), load_i64(weight + 8 * COLS)
-    rows = (memory + 16 + 63) // 64 * 64
-    prepare(kind, x, 1, cols, rows, memory, terms)
+    rows = (memory + 16 + JOB_BYTES + 63) // 64 * 64
+    fields = (kind, x, 1, cols, rows, memory, terms)
+    for i in range(len(fields)):
+        store_i64(memory + 16 + 8 * i, fields[i])
+    call_item(load_i64(job + 8 * _PREPARE), (memory + 16, 0, 0, rows))
     return memory
 
 
@@ -123,7 +122,7 @@ def _query(job, head, query, memory, scratch):
     rest = memory + 4 * n_rows
     dequant = load_i64(job + 8 * _DEQUANT)
     if dequant == 0:
-        table = _forms(k, memory, terms, rest)
+        table = _forms(job, k, memory, terms, rest)
         call_matrix(k, head, 0, latent, table, terms, query, 0, scratch)
     else:
         _absorb(k, dequant, head, floats(memory, nope), floats(query, latent), rest, scratch)

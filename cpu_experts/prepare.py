@@ -31,7 +31,7 @@ def prepare_item(job, item, slot, scratch):
 
 @njit(error_model="numpy")
 def prepare_many(kind, x, n_rows, cols, rows, table, terms, job, scratch, pool, code):
-    """As `prepare`, without a copy of its code; `job` is memory of JOB_BYTES, `code` that of `prepare_item`."""
+    """As `prepare`, by calls of `prepare_item`, whose code this is; `job`: JOB_BYTES of memory."""
     if n_rows * cols < _MANY:
         pool = 0
     fields = (kind, x, n_rows, cols, rows, table, terms)

@@ -20,7 +20,6 @@ from cpu_experts.memory import (
     store_i64,
 )
 from cpu_experts.moe_job import GATE_TABLE, GROUP_BYTES, GROUPS, PAIRS, UP_TABLE, call_matrix
-from cpu_experts.quantise import prepare
 from cpu_experts.tensor import AUX, BASES, COLS, STRIDE
 
 # Of `embed`: the file's row of a token, as floats.
@@ -84,23 +83,6 @@ def add(job, item, slot, scratch):
     """x += another row: the addresses of both, and their width."""
     n = load_i64(job + 16)
     add_rows(floats(load_i64(job), n), floats(load_i64(job + 8), n))
-
-
-# Of `quantise`.
-_KIND, _SOURCE, _WIDTH, _ROW, _TABLE, _N_TERMS = range(6)
-
-
-def quantise(job, item, slot, scratch):
-    """A float32 row as one or two int8 rows, and the table of their addresses."""
-    prepare(
-        load_i64(job + 8 * _KIND),
-        load_i64(job + 8 * _SOURCE),
-        1,
-        load_i64(job + 8 * _WIDTH),
-        load_i64(job + 8 * _ROW),
-        load_i64(job + 8 * _TABLE),
-        load_i64(job + 8 * _N_TERMS),
-    )
 
 
 # Of `product`: matrices that are multiplied in one step, each with its own inputs; a run is a word.

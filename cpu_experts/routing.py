@@ -13,7 +13,7 @@ from numba import njit
 from cpu_experts.memory import floats, ints, load_f64, load_i64
 
 
-@njit
+@njit(error_model="numpy")
 def _best(values):
     """The index of the largest value, the first of equal ones."""
     best = 0
@@ -23,7 +23,7 @@ def _best(values):
     return best
 
 
-@njit
+@njit(error_model="numpy")
 def _close_groups(choice, strength, topk_group, counted):
     """Set all groups but the `topk_group` strongest to -inf; 1 or 2 `counted` experts are a group's
     strength.
@@ -32,32 +32,32 @@ def _close_groups(choice, strength, topk_group, counted):
     size = choice.shape[0] // n_group
     for g in range(n_group):
         first = second = np.float32(-np.inf)
-        for value in choice[g * size : (g + 1) * size]:
-            if value > first:
-                first, second = value, first
-            elif value > second:
-                second = value
+        for i in range(g * size, (g + 1) * size):
+            if choice[i] > first:
+                first, second = choice[i], first
+            elif choice[i] > second:
+                second = choice[i]
         strength[g] = first + second if counted == 2 else first
     for _ in range(n_group - topk_group):
         weakest = 0
         for g in range(1, n_group):
             if strength[g] < strength[weakest]:
                 weakest = g
-        choice[weakest * size : (weakest + 1) * size] = -np.inf
+        for i in range(weakest * size, (weakest + 1) * size):
+            choice[i] = -np.inf
         strength[weakest] = np.inf
 
 
 @njit(error_model="numpy")
 def choose_experts(
-    logits, bias, sigmoid, topk_group, counted, norm, scale, ids, weights, memory, strength
+    logits, bias, sigmoid, topk_group, counted, norm, scale, ids, weights, scores, choice, strength
 ):
     """The choice for one token, from the router's logits. logits, bias float32 [experts].
 
-    `counted` best experts stand for a group (0: no groups); writes ids and weights [1, k]. Works in
-    float32 memory [2, experts] and strength [groups].
+    `counted` best experts stand for a group (0: no groups); writes ids int32 and weights float32
+    [k]. Works in the float32 memory scores and choice [experts], and strength [groups].
     """
-    n, k = logits.shape[0], ids.shape[1]
-    scores, choice = memory[0], memory[1]
+    n, k = logits.shape[0], ids.shape[0]
     total = np.float32(0.0)
     largest = logits[_best(logits)]
     for i in range(n):
@@ -76,11 +76,11 @@ def choose_experts(
     for j in range(k):
         best = _best(choice)
         choice[best] = -np.inf
-        ids[0, j], weights[0, j] = best, scores[best]
+        ids[j], weights[j] = best, scores[best]
         taken += scores[best]
     factor = scale / (taken + 1e-20) if norm else scale
     for j in range(k):
-        weights[0, j] *= factor
+        weights[j] *= factor
 
 
 # Of `route`, a program's step; SCALED is a float64.
@@ -111,8 +111,9 @@ def route(job, item, slot, scratch):
         load_i64(job + 8 * _COUNTED),
         load_i64(job + 8 * _NORMED),
         load_f64(job + 8 * _SCALED),
-        ints(load_i64(job + 8 * _IDS), (1, k)),
-        floats(load_i64(job + 8 * _OUT), (1, k)),
-        floats(scratch, (2, n)),
+        ints(load_i64(job + 8 * _IDS), k),
+        floats(load_i64(job + 8 * _OUT), k),
+        floats(scratch, n),
+        floats(scratch + 4 * n, n),
         floats(scratch + 8 * n, load_i64(job + 8 * _GROUPS)),
     )

@@ -21,6 +21,7 @@ import numpy as np
 
 from cpu_experts import grouped_attention, latent_attention, routing
 from cpu_experts import program_steps as steps
+from cpu_experts.activations import preparing
 from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import c_function
 from cpu_experts.cpu import tier
@@ -56,7 +57,7 @@ from cpu_experts.program import Program, runner
 from cpu_experts.tensor import QuantTensor
 
 _MOST_ROWS, _ROWS = 1024, 8  # of a run, and what its length is a multiple of
-_LEAST_BYTES = 1 << 14  # of a run's weights
+_LEAST_BYTES = 1 << 15  # of a run's weights
 _ALONE_BYTES = 1 << 15  # of a product's weights: fewer are not worth another thread
 
 
@@ -90,26 +91,23 @@ def code(step: Callable[..., None]) -> int:
     return c_function(step, ITEM)
 
 
-# What programs are compiled of, each to be compiled by itself: see warmup.py.
-CODES: dict[str, Callable[[], object]] = {
-    "program": runner,
-    **{
-        f"step {step.__name__}": partial(code, step)
-        for step in (
-            steps.embed,
-            steps.norm,
-            steps.add,
-            steps.quantise,
-            steps.product,
-            steps.begin_experts,
-            routing.route,
-            latent_attention.keep_latent,
-            latent_attention.attend_latents,
-            grouped_attention.rotate_heads,
-            grouped_attention.attend_heads,
-        )
-    },
+LATENT, GROUPED = "latent", "grouped"
+_SHARED = (steps.embed, steps.norm, steps.add, steps.product, steps.begin_experts)
+_OF_ATTENTION: dict[str, tuple[Callable[..., None], ...]] = {
+    LATENT: (
+        latent_attention.attend_latents,
+        latent_attention.keep_latent,
+        routing.route,
+    ),
+    GROUPED: (grouped_attention.attend_heads, grouped_attention.rotate_heads),
 }
+
+
+def codes(attention: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """What programs with these kinds of attention are compiled of: the steps of a warm-up."""
+    chosen = [step for kind in attention for step in _OF_ATTENTION[kind]]
+    named = {f"step {step.__name__}": partial(code, step) for step in (*chosen, *_SHARED)}
+    return {**named, "program": runner}
 
 
 class TokenProgram(Program):
@@ -159,7 +157,7 @@ class TokenProgram(Program):
         name = f"{row.name} as {kind} x {terms}"
         rows = self.buffer(name, terms * row_stride(kind, row.cols))
         table = self.buffer(f"{name} table", 8 * terms)
-        self.step(steps.quantise, kind, row.address, row.cols, rows, table, terms)
+        self.add(preparing(), self.words([kind, row.address, 1, row.cols, rows, table, terms]))
         return table
 
     def product(self, parts: Sequence[Part]) -> None:

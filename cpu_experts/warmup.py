@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,21 +25,24 @@ from cpu_experts.kernels.registry import DEQUANT, ROWS, TILES, kernel_address
 from cpu_experts.matmul import plain, transposed
 from cpu_experts.moe import PARTS
 from cpu_experts.pool import pool_address
-from cpu_experts.token_program import CODES
+from cpu_experts.token_program import GROUPED, LATENT, codes
 
 _COMMON: dict[str, Callable[[], object]] = {
     **PARTS,
-    **CODES,
     "matmul": plain,
     "matmul transposed": transposed,
     "activations": prepared,
     "pool": pool_address,
 }
+_ALL = {**_COMMON, **codes((LATENT, GROUPED))}
 
 
-def warmup(formats: Iterable[str]) -> Iterator[tuple[int, int]]:
+def warmup(
+    formats: Iterable[str], attention: Sequence[str] = (LATENT, GROUPED)
+) -> Iterator[tuple[int, int]]:
     """Yields (done, total) while it works; UnsupportedFormat names a format that has no kernel.
 
+    `attention`: the kinds that programs are made with (token_program.py), none where none are.
     Steps are seconds long on the first run and milliseconds after it.
     """
     names = sorted(set(formats))
@@ -47,7 +50,9 @@ def warmup(formats: Iterable[str]) -> Iterator[tuple[int, int]]:
         if name not in FORMATS:
             raise UnsupportedFormat(f"no kernel for weight format {name}")
     tiles, *small = ([f"{name} {role}" for name in names] for role in (TILES, ROWS, DEQUANT))
-    steps = [*tiles, *_COMMON, *small[0], *small[1]]  # the longest first: none ends alone
+    programs = codes(attention) if attention else {}
+    # The longest first: none ends alone.
+    steps = [*small[0], *tiles, *_COMMON, *programs, *small[1]]
     yield 0, len(steps)
     missing = deque(step for step in steps if not _mark(step).exists())
     helpers = _start_helpers(missing)
@@ -69,8 +74,8 @@ def warmup(formats: Iterable[str]) -> Iterator[tuple[int, int]]:
 
 def _run(step: str) -> None:
     """Compile a step, or load it, and mark it as compiled."""
-    if step in _COMMON:
-        _COMMON[step]()
+    if step in _ALL:
+        _ALL[step]()
     else:
         name, role = step.split()
         kernel_address(FORMATS[name], role, tier())

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cpu_experts import ExpertBank, QuantTensor, grouped_attention, latent_attention, routing
+from cpu_experts.activations import preparing
 from cpu_experts.cpu import tier
 from cpu_experts.kernels.registry import DEQUANT, kernel_address
 from cpu_experts.token_program import Part, Row, TokenProgram, bits
@@ -141,7 +142,7 @@ class CpuGraph:
             share, c.n_heads, q.address, program.table(queried, q, program.terms(q)),
             program.terms(q), c.qk_nope_head_dim, c.qk_rope_head_dim, c.kv_lora_rank, turns,
             self._position, cached, bits(mla.scale), k.address, program.terms(k), dequant,
-            v.address, program.terms(v), values.address,
+            v.address, program.terms(v), values.address, preparing(),
             items=program.words([-(-c.n_heads // share)]),
         )  # fmt: skip
         return values

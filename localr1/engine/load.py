@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 import cpu_experts
 from cpu_experts import QuantTensor
+from cpu_experts.token_program import GROUPED, LATENT
 from localr1.engine.device import AUTO as AUTO_DEVICE
 from localr1.engine.device import CUDA, room
 from localr1.engine.engine import Engine
 from localr1.engine.runner import Runner, TransformerRunner
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
-from localr1.models import compiled, inventory
+from localr1.models import inventory
 from localr1.models.architecture import Config
+from localr1.models.config import ModelConfig
 from localr1.models.gguf import GGUFFile
 from localr1.models.linear import Weights
 from localr1.models.shapes import check_shapes
@@ -64,11 +66,12 @@ def load_engine(
         from localr1.engine.gpu_load import gpu_runner
 
         in_ram = _names(source, found, Tier.RAM)
-        _compile({weights[name].format.name for name in in_ram}, report)
+        _compile({weights[name].format.name for name in in_ram}, (), report)
         runner = gpu_runner(config, weights, found, machine.gpu, report)
         _release(source, found)
     else:
-        _compile(formats, report)
+        attention = LATENT if isinstance(config, ModelConfig) else GROUPED
+        _compile(formats, (attention,), report)
         runner = TransformerRunner(Transformer(config, weights, found.context), found.context)
     return Engine(runner, stop_ids, found, notes(machine.problem, runner, found))
 
@@ -88,17 +91,14 @@ def _names(source: Source, found: Placement, tier: Tier) -> list[str]:
     return [name for name in source.names() if found.tiers.get(name) is tier]
 
 
-def _compile(formats: set[str], report: Report) -> None:
-    """Compile what these formats need, or load it from the disk cache."""
+def _compile(formats: set[str], attention: tuple[str, ...], report: Report) -> None:
+    """Compile what these formats and programs need, or load it from the disk cache."""
     stage = "Compiling CPU kernels, first run only"
     try:
-        for done, total in cpu_experts.warmup(sorted(formats)):
-            report(Progress(stage, done, total + len(compiled.STEPS), "kernels"))
+        for done, total in cpu_experts.warmup(sorted(formats), attention):
+            report(Progress(stage, done, total, "kernels"))
     except cpu_experts.UnsupportedISA as error:
         raise Unsupported(str(error), "unset LOCALR1_ISA to let the processor choose") from error
-    for done, step in enumerate(compiled.STEPS, start=total + 1):
-        step()
-        report(Progress(stage, done, total + len(compiled.STEPS), "kernels"))
 
 
 def asked_context(most: int, asked: int | None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numba import types
@@ -20,16 +19,15 @@ _ROUTE = types.void(_ROW, _ROW, *[types.int64] * 5, types.float64, _IDS, _FLOATS
 
 def _route_token(logits, bias, sigmoid, n_group, topk_group, counted, norm, scale, ids, weights):
     """See cpu_experts/routing.py; ids and weights [1, k] are written."""
-    memory, strength = np.empty((2, len(logits)), np.float32), np.empty(n_group, np.float32)
+    scores, choice = np.empty(len(logits), np.float32), np.empty(len(logits), np.float32)
+    strength = np.empty(n_group, np.float32)
     choose_experts(
-        logits, bias, sigmoid, topk_group, counted, norm, scale, ids, weights, memory, strength
-    )
+        logits, bias, sigmoid, topk_group, counted, norm, scale, ids[0], weights[0],
+        scores, choice, strength,
+    )  # fmt: skip
 
 
 @cache
 def route_token() -> Callable[..., None]:
     """`_route_token`, compiled or loaded once."""
     return entry(_route_token, _ROUTE)
-
-
-STEPS: tuple[Callable[[], Any], ...] = ()  # what a model needs beside cpu_experts.warmup
