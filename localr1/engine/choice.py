@@ -15,7 +15,7 @@ from localr1.engine import llama_library
 from localr1.engine.engine import Engine
 from localr1.engine.llama_cpp import load_llama_cpp
 from localr1.engine.load import load_engine
-from localr1.errors import USAGE, LocalR1Error, Unsupported
+from localr1.errors import USAGE, BadFile, LocalR1Error, Unsupported
 from localr1.models.architecture import Config
 from localr1.models.gguf import GGUFFile
 from localr1.models.shapes import check_shapes
@@ -28,11 +28,14 @@ AUTO, HYBRID, LLAMA_CPP = ENGINES = ("auto", "hybrid", "llama.cpp")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`engine`: HYBRID or LLAMA_CPP. `why` "auto" took the latter. `config` None: not ours."""
+    """`engine`: HYBRID or LLAMA_CPP. `why` "auto" took the latter: for a `gap` of ours, or as it is
+    quicker here. `config` None: the architecture is not ours.
+    """
 
     engine: str
     config: Config | None
     why: str = ""
+    gap: Unsupported | None = None
 
 
 def choose(asked: str, source: Source, use_gpu: bool = True) -> Choice:
@@ -54,11 +57,11 @@ def choose(asked: str, source: Source, use_gpu: bool = True) -> Choice:
         return Choice(HYBRID, config)
     missing = llama_library.missing() if isinstance(source, GGUFFile) else "it reads GGUF files"
     if not missing:
-        return Choice(LLAMA_CPP, config, why)
+        return Choice(LLAMA_CPP, config, why, gap)
     if gap is None:
         return Choice(HYBRID, config)  # slower than llama.cpp would be, but it runs
     if isinstance(source, GGUFFile):
-        gap.hint = f"llama.cpp may run it: {llama_library.INSTALL}"
+        gap.hint += f"; llama.cpp may run it: {llama_library.INSTALL}"
     raise gap
 
 
@@ -68,7 +71,13 @@ def load(chosen: Choice, source: Source, stop_ids: frozenset[int], **options: An
         assert chosen.config is not None
         return load_engine(source, chosen.config, stop_ids, **options)
     assert isinstance(source, GGUFFile)
-    engine = load_llama_cpp(source, stop_ids, **options)
+    try:
+        engine = load_llama_cpp(source, stop_ids, **options)
+    except (Unsupported, BadFile) as error:
+        if chosen.gap is None:
+            raise
+        chosen.gap.hint += f"; nor can the other engine: {error}"
+        raise chosen.gap from error
     if chosen.why:
         engine.notes = (f"{chosen.why}, so llama.cpp runs this model", *engine.notes)
     return engine

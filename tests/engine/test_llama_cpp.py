@@ -178,6 +178,14 @@ def test_another_architecture_goes_to_llama_cpp_and_says_why(tmp_path: Path) -> 
         localr1.load(str(gemma), engine="hybrid")
 
 
+def test_what_neither_engine_knows_is_told_in_our_words(tmp_path: Path) -> None:
+    path = tmp_path / "other.gguf"
+    path.write_bytes(toy.TINY_R1.read_bytes().replace(b"deepseek2", b"deepseekX"))
+    with pytest.raises(Unsupported, match="'deepseekX' are not supported") as caught:
+        localr1.load(str(path))
+    assert "nor can the other engine" in caught.value.hint
+
+
 def test_what_it_cannot_load_is_told_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     content = toy.TINY_R1.read_bytes()
