@@ -226,7 +226,7 @@ def test_a_running_state_is_refused(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(Unsupported, match="running state"):
-        localr1.load(str(tmp_path / "mamba.gguf"))
+        load(tmp_path / "mamba.gguf")
 
 
 def test_folders_are_not_for_it(tmp_path: Path) -> None:
