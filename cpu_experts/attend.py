@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from cpu_experts.activate import exp_f32
-from cpu_experts.memory import floats
+from cpu_experts.memory import prefetch
 
 TILE = 64  # keys between two looks at the largest score
 AHEAD = 16  # keys between the one that is asked for and the one that is used
@@ -18,32 +18,30 @@ SCORES = TILE + 2  # float32 of memory for a head: a tile's scores, the largest,
 
 
 @njit(fastmath={"reassoc", "contract"}, error_model="numpy")
-def _score_four(query, keys, step, last, scores):
-    """Scores of four keys, `step` float32 apart; of no key behind number `last`, but of that again.
-
-    query, keys: one after the other; scores [4].
+def _score_four(query, rows, first, column, scores, at):
+    """Scores of four keys: rows[first : first + 4, column :] @ query; of no row behind the last,
+    but of the last again.
     """
-    n = query.shape[0]
-    first, second, third = 0, min(1, last) * step, min(2, last) * step
-    fourth = min(3, last) * step
+    last = rows.shape[0] - 1
+    second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
     a = b = c = d = np.float32(0.0)
-    for i in range(n):
-        a += query[i] * keys[first + i]
-        b += query[i] * keys[second + i]
-        c += query[i] * keys[third + i]
-        d += query[i] * keys[fourth + i]
-    scores[0], scores[1], scores[2], scores[3] = a, b, c, d
+    for i in range(query.shape[0]):
+        a += query[i] * rows[first, column + i]
+        b += query[i] * rows[second, column + i]
+        c += query[i] * rows[third, column + i]
+        d += query[i] * rows[fourth, column + i]
+    scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = a, b, c, d
 
 
 @njit(fastmath={"contract"}, error_model="numpy")
-def _add_four(weights, values, step, last, context):
-    """context += weights[:4] @ values, four rows `step` float32 apart, as in _score_four."""
-    first, second, third = 0, min(1, last) * step, min(2, last) * step
-    fourth = min(3, last) * step
-    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
+def _add_four(weights, at, rows, first, column, context):
+    """context += weights[at : at + 4] @ rows[first : first + 4, column :], as in _score_four."""
+    last = rows.shape[0] - 1
+    second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+    a, b, c, d = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
     for i in range(context.shape[0]):
-        pair = a * values[first + i] + b * values[second + i]
-        context[i] += pair + (c * values[third + i] + d * values[fourth + i])
+        pair = a * rows[first, column + i] + b * rows[second, column + i]
+        context[i] += pair + (c * rows[third, column + i] + d * rows[fourth, column + i])
 
 
 @njit(fastmath={"reassoc", "contract"}, error_model="numpy")
@@ -56,10 +54,11 @@ def _weigh(scores, n, scale, context):
     for s in range(n):
         scores[s] *= scale
         new = max(new, scores[s])
-    shrink = exp_f32(largest - new)
-    total *= shrink
-    for i in range(context.shape[0]):
-        context[i] *= shrink
+    if new > largest:
+        shrink = exp_f32(largest - new)
+        total *= shrink
+        for i in range(context.shape[0]):
+            context[i] *= shrink
     for s in range(n):
         scores[s] = exp_f32(scores[s] - new)
         total += scores[s]
@@ -69,38 +68,38 @@ def _weigh(scores, n, scale, context):
 
 
 @njit(error_model="numpy")
-def attend(queries, heads, d_key, cache, n_keys, width, value, d_value, scale, scores, context):
-    """Softmax attention of `heads` queries of d_key values over n_keys rows of a cache.
+def _fetch_four(rows, first, column, width):
+    """Ask for four rows' `width` columns: no processor foresees a head's steps through the rows."""
+    for s in range(first, min(first + 4, rows.shape[0])):
+        start = rows.ctypes.data + 4 * (s * rows.shape[1] + column)
+        for line in range(0, 4 * width, 64):
+            prefetch(start + line)
 
-    All are addresses of float32, one after the other: rows of the cache `width` apart, whose keys
-    begin at `cache` and whose values `value` columns on. Writes context [heads, d_value]; scores is
-    memory for [heads, SCORES].
+
+@njit(error_model="numpy")
+def attend(queries, rows, key, value, scale, scores, context):
+    """Softmax attention of queries [heads, k] over rows [S, width] -> context [heads, v].
+
+    Keys are the `k` columns from `key` on, values the `v` columns from `value` on. scores: memory
+    [heads, SCORES]. All float32.
     """
+    heads, n_keys = queries.shape[0], rows.shape[0]
     for h in range(heads):
-        state = floats(scores + 4 * h * SCORES, SCORES)
-        state[TILE], state[TILE + 1] = -np.inf, 0.0
-        out = floats(context + 4 * h * d_value, d_value)
-        for i in range(d_value):
-            out[i] = 0.0
+        scores[h, TILE], scores[h, TILE + 1] = -np.inf, 0.0
+        for i in range(context.shape[1]):
+            context[h, i] = 0.0
     for start in range(0, n_keys, TILE):
         n = min(TILE, n_keys - start)
         for s in range(0, n, 4):
-            keys = floats(cache + 4 * (start + s) * width, 4 * width)
+            _fetch_four(rows, start + s + AHEAD, key, queries.shape[1])
             for h in range(heads):
-                query = floats(queries + 4 * h * d_key, d_key)
-                four = floats(scores + 4 * (h * SCORES + s), 4)
-                _score_four(query, keys, width, n - 1 - s, four)
+                _score_four(queries[h], rows, start + s, key, scores[h], s)
         for h in range(heads):
-            state = floats(scores + 4 * h * SCORES, SCORES)
-            _weigh(state, n, scale, floats(context + 4 * h * d_value, d_value))
+            _weigh(scores[h], n, scale, context[h])
         for s in range(0, n, 4):
-            values = floats(cache + 4 * ((start + s) * width + value), 4 * width)
+            _fetch_four(rows, start + s + AHEAD, value, context.shape[1])
             for h in range(heads):
-                four = floats(scores + 4 * (h * SCORES + s), 4)
-                out = floats(context + 4 * h * d_value, d_value)
-                _add_four(four, values, width, n - 1 - s, out)
+                _add_four(scores[h], s, rows, start + s, value, context[h])
     for h in range(heads):
-        total = floats(scores + 4 * h * SCORES, SCORES)[TILE + 1]
-        out = floats(context + 4 * h * d_value, d_value)
-        for i in range(d_value):
-            out[i] /= total
+        for i in range(context.shape[1]):
+            context[h, i] /= scores[h, TILE + 1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cpu_experts.attend import attend
+from cpu_experts.attend import SCORES, attend
 from cpu_experts.memory import floats, load_f64, load_i64
 from cpu_experts.program_steps import rms_norm
 
@@ -80,8 +80,12 @@ def attend_heads(job, item, slot, scratch):
     key, first = item // items_of_key, item % items_of_key * share
     heads, head = min(share, group - first), key * group + first
     n_keys = load_i64(load_i64(job + 8 * _PLACE)) + 1
-    queries = load_i64(job + 8 * _QUERIES) + 4 * head * d
-    keys = load_i64(job + 8 * _CACHE) + 4 * key * d
-    width, out = 2 * key_heads * d, load_i64(job + 8 * _OUT) + 4 * head * d
-    scale = np.float32(load_f64(job + 8 * _SCALE))
-    attend(queries, heads, d, keys, n_keys, width, key_heads * d, d, scale, scratch, out)
+    attend(
+        floats(load_i64(job + 8 * _QUERIES) + 4 * head * d, (heads, d)),
+        floats(load_i64(job + 8 * _CACHE), (n_keys, 2 * key_heads * d)),
+        key * d,
+        (key_heads + key) * d,
+        np.float32(load_f64(job + 8 * _SCALE)),
+        floats(scratch, (heads, SCORES)),
+        floats(load_i64(job + 8 * _OUT) + 4 * head * d, (heads, d)),
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cpu_experts.attend import attend
+from cpu_experts.attend import SCORES, attend
 from cpu_experts.memory import call_item, call_kernel, floats, load_f64, load_i64, store_i64
 from cpu_experts.moe_job import call_matrix
 from cpu_experts.prepare import JOB_BYTES
@@ -84,9 +84,15 @@ def attend_latents(job, item, slot, scratch):
     for head in range(heads):
         _query(job, first + head, queries + 4 * head * width, rest, scratch)
     n_keys = load_i64(load_i64(job + 8 * _PLACE)) + 1
-    scale = np.float32(load_f64(job + 8 * _SCALE))
-    cache = load_i64(job + 8 * _CACHE)
-    attend(queries, heads, width, cache, n_keys, width, 0, latent, scale, rest, context)
+    attend(
+        floats(queries, (heads, width)),
+        floats(load_i64(job + 8 * _CACHE), (n_keys, width)),
+        0,
+        0,
+        np.float32(load_f64(job + 8 * _SCALE)),
+        floats(rest, (heads, SCORES)),
+        floats(context, (heads, latent)),
+    )
     v, terms = load_i64(job + 8 * _V), load_i64(job + 8 * _V_TERMS)
     rows = load_i64(v + 8 * N_ROWS)
     for head in range(heads):
