@@ -149,19 +149,27 @@ class SyntheticRun:
         where that is long.
         """
         took = 0.0
+        chunks = [
+            range(first, min(first + SUPER_CHUNK, n_tokens))
+            for first in range(0, n_tokens, SUPER_CHUNK)
+        ]
+        for size in {size for chunk in chunks for size in self._pieces(len(chunk))}:
+            self.choices.draw(size)
         for _ in range(2 if n_tokens <= _LONG else 1):
             self.cache.truncate(0)
             began = time.perf_counter()
-            for first in range(0, n_tokens, SUPER_CHUNK):
-                self._read(range(first, min(first + SUPER_CHUNK, n_tokens)))
+            for chunk in chunks:
+                self._read(chunk)
             self._synchronize()
             took = time.perf_counter() - began
         return took
 
+    def _pieces(self, n_tokens: int) -> list[int]:
+        """The sizes of the pieces that meet the experts."""
+        return halves.halves(n_tokens) if self._parts else [n_tokens]
+
     def _read(self, positions: range) -> None:
         """A piece of a prompt, as the engine does it."""
-        for size in {len(positions), *halves.halves(len(positions))}:
-            self.choices.draw(size)
         ids = [i * 7919 % self.config.vocab_size for i in positions]
         read = halves.read if self._parts else Transformer.layers
         *_, hidden = read(self.model, ids, self.cache)
