@@ -66,7 +66,7 @@ def run(model: str, **options: Any) -> dict[str, Any]:
     """Measure; the result is what the line of JSON holds. `options` are those of `localr1.load`."""
     began = time.perf_counter()
     with ProgressLine(sys.stderr) as progress:
-        llm = localr1.load(model, progress=progress.show, **options)
+        llm = localr1.load(model, engine="hybrid", progress=progress.show, **options)
     load_seconds = time.perf_counter() - began
     used = cpu_experts.get_threads()
     source = open_source(llm.path)
