@@ -47,9 +47,13 @@ FLOATS256 = _Vector("f32x8", vector(F32, 8))
 
 
 def operation(
-    result: types.Type, arguments: tuple[types.Type, ...], emit: Callable[..., Any]
+    result: types.Type, arguments: tuple[types.Type, ...], emit: Callable[..., Any], name: str = ""
 ) -> Any:
-    """An intrinsic of fixed types whose code `emit(builder, *values)` writes."""
+    """An intrinsic of fixed types whose code `emit(builder, *values)` writes.
+
+    One that is handed to compiled functions as an argument needs a `name` for its code: it is all
+    that tells their symbols apart, and kernels from several processes' caches meet in one.
+    """
 
     def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = emit(builder, *args)
@@ -72,7 +76,9 @@ def operation(
         return result(*arguments), lower
 
     shapes = {0: none, 1: one, 2: two, 3: three, 5: five}
-    return intrinsic(shapes[len(arguments)])
+    shape = shapes[len(arguments)]
+    shape.__name__ = name or shape.__name__
+    return intrinsic(shape)
 
 
 def call(builder: Any, name: str, result: ir.Type, *values: Any) -> Any:

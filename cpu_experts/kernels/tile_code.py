@@ -6,7 +6,7 @@ tiles.py says what the memory looks like.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from llvmlite import binding, ir
@@ -296,7 +296,8 @@ def tile_product(tile: Tile) -> Any:
                 total = _fma(builder, scale, part, total)
             store_vector(builder, total, place)
 
-    return operation(types.void, (ADDRESS,) * 5, emit)
+    name = "tile_" + "_".join(str(int(value)) for value in astuple(tile))
+    return operation(types.void, (ADDRESS,) * 5, emit, name)
 
 
 def tile_products(sub: int, **kind: bool) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from cpu_experts import (
     matmul_stack,
     matmul_stack_t,
 )
+from cpu_experts.kernels.tile_code import Tile, tile_product
 from tests.cpu_experts.blocks import (
     QUANTISED,
     SCALES,
@@ -202,3 +203,9 @@ def test_refusals_name_the_reason() -> None:
     with pytest.raises(ValueError, match="out must be"):
         matmul(np.zeros((1, 256), dtype=np.float32), w, np.empty((1, 5), dtype=np.float32))
     assert format_of(12).name == "Q4_K"
+
+
+def test_products_of_tiles_have_names_of_their_own() -> None:
+    """What is named alike is one symbol when kernels from two processes' caches are loaded."""
+    tiles = [Tile(6, 32), Tile(6, 16), Tile(4, 32), Tile(6, 32, narrow=True)]
+    assert len({repr(tile_product(tile)) for tile in tiles}) == len(tiles)
