@@ -19,8 +19,8 @@ PROMPT = 512  # tokens of the prompt whose reading is predicted
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
 RAM_SHARE = 0.75  # of the read bandwidth that experts reach, mapped; up to 0.94 in huge pages
 LINEAR_SHARE = 0.35  # the same of attention and head: two int8 terms, short rows, small matrices
-CPU_TOKEN_SECONDS = 0.2e-3  # of a token: embedding, head, sampling
-CPU_LAYER_SECONDS = 0.42e-3  # of a layer on the CPU: Python, small steps, waking the pool
+CPU_TOKEN_SECONDS = 0.1e-3  # of a token: embedding, sampling
+CPU_LAYER_SECONDS = 0.08e-3  # of a layer on the CPU: small steps, joins of the workers
 INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
 HALF_TOKENS = 6.0  # tokens an expert meets at half of that share: unpacking is shared by them
 LINEAR_TERMS = 2  # int8 rows that attention and head are multiplied by, for 15 bits
@@ -28,9 +28,10 @@ DECODE_ATTENTION_SHARE = 0.05  # of the int8 peak's operations/second, in float3
 PROMPT_ATTENTION_SHARE = 0.018  # the same for prompts, whose masks and softmax take most of it
 PREFILL_LAYER_SECONDS = 14e-3  # of a layer and prompt on the CPU
 
-# Measured on an H100 in R1's shapes, Q4_K_M (docs/log.md); of slower memory it should be more.
-GPU_SHARE = 0.47
-GPU_LAYER_SECONDS = 60e-6  # norms, routing, attention over a short cache
+# Measured on an H100 in the shapes of R1 and a 7B, Q4_K_M (docs/log.md); of slower memory it should
+# be more.
+GPU_SHARE = 0.55
+GPU_LAYER_SECONDS = 25e-6  # norms, routing, attention over a short cache
 HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
 GPU_OPERATIONS_PER_BYTE = 60.0  # arithmetic that a card does while it reads a byte of VRAM
 
