@@ -10,6 +10,12 @@ import torch
 
 from cpu_experts import cpu
 
+HAS_GPU = torch.cuda.is_available()
+# Whether GPU kernels run on a GPU or in Triton's interpreter is settled when somebody first imports
+# Triton, for the whole process: transformers does, in tests that have nothing to do with it.
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,9 +28,3 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-
-
-@pytest.fixture(autouse=True)
-def float32() -> None:
-    """Torch's own default type, whatever a library that a test before this one used left behind."""
-    torch.set_default_dtype(torch.float32)

@@ -1,18 +1,11 @@
-"""GPU kernels run on a GPU where there is one, else in Triton's interpreter, on the CPU.
-
-Which of the two is settled when Triton is imported, for the whole process.
-"""
+"""GPU kernels run on a GPU where there is one, else in Triton's interpreter, on the CPU."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
 
-HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
+from tests.conftest import HAS_GPU
 
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "cpu"])

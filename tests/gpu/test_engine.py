@@ -29,7 +29,7 @@ from localr1.models.source import open_source, read_config
 from offload.placement import Tier
 from offload.planner import plan, with_room
 from tests import toy
-from tests.gpu.conftest import HAS_GPU
+from tests.conftest import HAS_GPU
 from tools.evaluate import PROBLEMS, bold, solve
 
 pytestmark = pytest.mark.gpu if HAS_GPU else pytest.mark.skip(reason="needs a GPU")

@@ -27,8 +27,8 @@ from localr1.gpu import mailbox
 from localr1.gpu.launch import launch
 from localr1.gpu.mailbox import LATE, Handoff, fill, pinned, verdict
 from localr1.gpu.norm import rms_norm
+from tests.conftest import HAS_GPU
 from tests.cpu_experts.blocks import random_tensor
-from tests.gpu.conftest import HAS_GPU
 
 HIDDEN, INTER, EXPERTS, TOP_K, MOST = 512, 256, 8, 3, 4
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from localr1.models.gpu import GpuParts
 from localr1.models.source import Source, open_source, read_config
 from localr1.models.transformer import Transformer
 from tests import oracles, toy, toy_dense
-from tests.gpu.conftest import HAS_GPU
+from tests.conftest import HAS_GPU
 
 pytestmark = [pytest.mark.gpu] if HAS_GPU else []
 
