@@ -14,8 +14,9 @@ from localr1 import cli
 from localr1.engine import load as loading
 from localr1.errors import BadFile, DoesNotFit, LocalR1Error
 from localr1.events import Progress
-from localr1.models.source import open_source
+from localr1.models.source import open_source, read_config
 from offload import syscalls
+from offload.hardware import on_paper
 from offload.planner import PROGRAM
 from offload.residency import holder
 from tests import toy
@@ -67,9 +68,11 @@ def test_a_file_cut_after_it_was_opened_is_a_bad_file(name: str, tmp_path: Path)
     path = tmp_path / "cut.gguf"
     shutil.copy(toy.TINY_R1, path)
     source = open_source(path)
+    machine = on_paper(vram=None, ram=1 << 34)
+    found = loading.placement(source, read_config(source), 64, machine, name)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(BadFile, match="changed while it was loaded"):
-        loading._bring_in(source, name, True, lambda progress: None)
+        loading._bring_in(source, name, found, lambda progress: None)
 
 
 def test_no_memory_for_an_owned_model(monkeypatch: pytest.MonkeyPatch) -> None:
