@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ HAS_GPU = torch.cuda.is_available()
 # Triton, for the whole process: transformers does, in tests that have nothing to do with it.
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
+# A background job may have been told to ignore Ctrl-C; the programs that tests start would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
