@@ -148,6 +148,7 @@ class RichView:
         self._line(f"Thought for {duration(stats.reasoning_seconds)}, {tokens}")
 
     def _end_line(self) -> None:
+        self._out.flush()  # before the other stream goes on
         self._live.erase()
         if not self._ends_line:
             self._write(self._chrome, "\n")
