@@ -75,6 +75,25 @@ def test_alone_it_prints_help(run_cli: Cli) -> None:
     assert run_cli("--help") == run_cli("-h") == result
 
 
+@pytest.mark.parametrize("module", ["typer", "localr1.registry", "localr1.llm", "torch", "atexit"])
+def test_ctrl_c_while_modules_are_imported_is_quiet(module: str) -> None:
+    """The signal comes as `module` is looked for; "atexit": while Python tidies up at the end."""
+    code = (
+        "import atexit, os, signal, sys\n"
+        "def interrupt(*_): os.kill(os.getpid(), signal.SIGINT)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: interrupt()\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"if {module!r} == 'atexit': atexit.register(interrupt)\n"
+        "from localr1.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", code, "run", "tiny-r1", "--max-tokens", "1", "hi"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True)
+    assert done.stderr == b""
+    assert done.returncode in (130, -signal.SIGINT)  # a shell reports 130 for both
+
+
 def test_version(run_cli: Cli) -> None:
     assert run_cli("--version") == Result(0, f"localr1 {localr1.__version__}\n", "")
 

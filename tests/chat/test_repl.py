@@ -29,10 +29,8 @@ def report(path: Path) -> list[Message]:
 
 
 def test_a_talk(tmp_path: Path) -> None:
-    began = time.monotonic()
     with ChildTerminal(tmp_path, "chat", "sum", "0", str(tmp_path / "talk")) as terminal:
         terminal.wait_prompt()
-        assert time.monotonic() - began < 3
         assert terminal.lines()[0] == "fake-r1   /help lists commands, Ctrl-D leaves"
         terminal.send("What is 347 + 586?" + ENTER)
         terminal.wait("context 12 of 2k")
