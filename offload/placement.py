@@ -7,7 +7,7 @@ it promises (offload.predict).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -55,6 +55,7 @@ class Demands:
     n_layers: int
     cache_name: str  # "MLA cache" or "KV cache"
     cache_gpu: int  # of a token in one layer, on a GPU
+    cache_gpu_8bit: int  # the same where 8 bits a value were asked for
     cache_ram: int  # the same on the CPU
     gpu_per_token: int  # activations of a prompt's token on a GPU
     ram_per_token: int  # activations of a prompt's token where attention runs on the CPU
@@ -62,6 +63,10 @@ class Demands:
     absorbed_per_token: int  # of the first ones, in the form of attention that short prompts take
     decode_operations: int  # of one query with one key in one layer, all heads; float
     prompt_operations: int  # the same in the form that prompts take
+
+    def in_8_bits(self) -> Demands:
+        """With a GPU's cache in 8 bits a value."""
+        return replace(self, cache_gpu=self.cache_gpu_8bit)
 
 
 @dataclass(frozen=True, slots=True)

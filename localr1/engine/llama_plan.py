@@ -89,6 +89,7 @@ class LlamaModel:
             n_layers=n_layers,
             cache_name="KV cache",
             cache_gpu=self.cache_bytes,
+            cache_gpu_8bit=self.cache_bytes,
             cache_ram=self.cache_bytes,
             gpu_per_token=0,
             ram_per_token=4 * CPU_BATCH * (self.heads + 1) if scores else 0,

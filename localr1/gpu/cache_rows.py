@@ -1,8 +1,12 @@
-"""Rows of the MLA cache on the GPU: bf16, or FP8 e4m3 with two float32 scales a row.
+"""Rows of a cache on the GPU: bf16, or 8 bits a value with a few float32 scales a row.
 
-A row is a token's latent `[kv_lora_rank]` and its rotated key `[qk_rope_head_dim]`; in FP8 each of
-the two has its own scale. e4m3 is written and read with integer operations, because Triton's own
-type does not compile below compute capability 8.9.
+Latent attention's row is a token's latent `[kv_lora_rank]` and its rotated key
+`[qk_rope_head_dim]`; in 8 bits each is FP8 e4m3 with a scale of its own. Grouped-query attention's
+is `[keys | values]` of every key head; in 8 bits int8, with a scale for each head's key and value:
+the largest of them is then exact, and the others err by at most twice what bf16 rounds that one by.
+
+e4m3 is written and read with integer operations, because Triton's own type does not compile below
+compute capability 8.9.
 """
 
 from __future__ import annotations
@@ -22,23 +26,12 @@ _ROWS = 16  # rows that one program of `unpack_kernel` turns
 
 @dataclass(frozen=True, slots=True)
 class CacheRows:
-    """One layer's cache: `rows` bf16 `[S, width]`, or uint8 with `scales` float32 `[S, 2]`."""
+    """One layer's cache: `rows` bf16 `[S, width]`; or uint8 (e4m3) with `scales` float32 `[S, 2]`,
+    or int8 with `scales` float32 `[S, 2 * key heads]`.
+    """
 
     rows: torch.Tensor
     scales: torch.Tensor | None = None
-
-    @classmethod
-    def empty(cls, n_rows: int, width: int, fp8: bool, device: torch.device | str) -> CacheRows:
-        """Memory for `n_rows` tokens."""
-        if not fp8:
-            return cls(torch.empty(n_rows, width, dtype=torch.bfloat16, device=device))
-        rows = torch.empty(n_rows, width, dtype=torch.uint8, device=device)
-        return cls(rows, torch.empty(n_rows, 2, dtype=torch.float32, device=device))
-
-    @staticmethod
-    def row_bytes(width: int, fp8: bool) -> int:
-        """Bytes of a token in one layer."""
-        return width + 8 if fp8 else 2 * width
 
 
 @triton.jit
@@ -63,6 +56,12 @@ def from_e4m3(codes):
     wide = codes.to(tl.int16)
     half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
     return half.to(tl.float16, bitcast=True).to(tl.float32).to(tl.bfloat16)
+
+
+@triton.jit
+def to_int8(values, scale):
+    """float32 values -> the nearest multiples of `scale`, which is at least a 127th of each."""
+    return tl.floor(values / scale + 0.5).to(tl.int8)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Grouped-query attention for decoding: up to 8 tokens over a bf16 cache.
+"""Grouped-query attention for decoding: up to 8 tokens over a cache in bf16 or int8.
 
 A row of the cache is a token's `[keys of every key head | values of every key head]`. The query
 heads that share a key head are rows of one tile, `[token][query head]`, so keys and values are read
@@ -9,6 +9,7 @@ from memory once for all of them. The keys are cut into `splits` shares that run
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,10 +17,17 @@ import triton
 import triton.language as tl
 
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
+from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import DISTILL_7B, GroupedSizes
 from localr1.gpu.splits import combine, combining, share_of, spread
 from localr1.gpu.tiles import FEW
+
+# What the cache adds to a signature and to the constants: in bf16, in int8.
+KINDS: tuple[tuple[dict[str, str], dict[str, None]], ...] = (
+    ({"rows": "*bf16"}, {"scales": None}),
+    ({"rows": "*i8", "scales": "*fp32"}, {}),
+)
 
 
 @triton.jit
@@ -31,8 +39,16 @@ def queries_of(tile, head, GROUP: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.co
 
 
 @triton.jit
+def int8_operand(source, offset, inside, columns, SIZE: tl.constexpr, FLOAT_DOT: tl.constexpr):
+    """As `operand`, of int8 values, which bf16 holds exactly."""
+    mask = inside[:, None] & (columns < SIZE)[None, :]
+    tile = tl.load(source + offset[:, None] + columns[None, :], mask=mask, other=0).to(tl.float32)
+    return tile if FLOAT_DOT else tile.to(tl.bfloat16)
+
+
+@triton.jit
 def attended(
-    queries, rows, head, first, end, last, scale,
+    queries, rows, scales, head, first, end, last, scale,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, FLOAT_DOT: tl.constexpr,
 ):  # fmt: skip
@@ -47,19 +63,28 @@ def attended(
     for at in range(first, end, KEYS):
         key = at + tl.arange(0, KEYS)
         inside = key < end
-        place = key.to(tl.int64) * (2 * KV_HEADS * DIM) + head * DIM
-        keys = operand(rows, place, inside, column, DIM, FLOAT_DOT)
-        values = operand(rows, place + KV_HEADS * DIM, inside, column, DIM, FLOAT_DOT)
+        part = key.to(tl.int64) * (2 * KV_HEADS) + head
+        if scales is None:
+            keys = operand(rows, part * DIM, inside, column, DIM, FLOAT_DOT)
+            values = operand(rows, (part + KV_HEADS) * DIM, inside, column, DIM, FLOAT_DOT)
+            value_scale = None
+            scores = tl.dot(queries, tl.trans(keys)) * scale
+        else:
+            keys = int8_operand(rows, part * DIM, inside, column, DIM, FLOAT_DOT)
+            values = int8_operand(rows, (part + KV_HEADS) * DIM, inside, column, DIM, FLOAT_DOT)
+            key_scale = tl.load(scales + part, mask=inside, other=0.0) * scale
+            value_scale = tl.load(scales + part + KV_HEADS, mask=inside, other=0.0)
+            scores = tl.dot(queries, tl.trans(keys)) * key_scale[None, :]
         seen = inside[None, :] & (key[None, :] <= last[:, None])
-        scores = tl.where(seen, tl.dot(queries, tl.trans(keys)) * scale, float("-inf"))
-        peak, total, acc = softmax_step(scores, values, None, peak, total, acc, FLOAT_DOT)
+        scores = tl.where(seen, scores, float("-inf"))
+        peak, total, acc = softmax_step(scores, values, value_scale, peak, total, acc, FLOAT_DOT)
     weight = tl.where(total == 0, 1.0, total)
     return acc / weight[:, None], peak + tl.log2(weight)
 
 
 @triton.jit
 def partial_kernel(
-    q, rows, position, sums, peaks, n_tokens, splits, scale,
+    q, rows, scales, position, sums, peaks, n_tokens, splits, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, FLOAT_DOT: tl.constexpr,
 ):  # fmt: skip
@@ -79,7 +104,7 @@ def partial_kernel(
     real, column = token < n_tokens, tl.arange(0, BLOCK)
     queries = operand(q, line * DIM, real, column, DIM, FLOAT_DOT)
     answer, peak = attended(
-        queries, rows, head, first, end, start + token, scale,
+        queries, rows, scales, head, first, end, start + token, scale,
         KV_HEADS, DIM, BLOCK, ROWS, KEYS, FLOAT_DOT,
     )  # fmt: skip
     out = line * splits + split
@@ -90,14 +115,14 @@ def partial_kernel(
 
 def attend(
     q: torch.Tensor,
-    rows: torch.Tensor,
+    cache: CacheRows,
     position: torch.Tensor,
     scale: float,
     arch: int,
     splits: int,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Queries `[T, heads, head_dim]` bf16 at positions `position ...` over the cache `rows` bf16
+    """Queries `[T, heads, head_dim]` bf16 at positions `position ...` over the cache rows
     `[S, 2 * key heads * head_dim]` up to their own -> `[T, heads, head_dim]`, float32 if `out` is
     not given.
 
@@ -105,7 +130,7 @@ def attend(
     `splits` from `splits_for`.
     """
     n_tokens, heads, dim = q.shape
-    kv_heads, device = rows.shape[-1] // (2 * dim), q.device
+    kv_heads, device = cache.rows.shape[-1] // (2 * dim), q.device
     if out is None:
         out = torch.empty(q.shape, dtype=torch.float32, device=device)
     sums = torch.empty(n_tokens * heads, splits, dim, dtype=torch.float32, device=device)
@@ -114,7 +139,7 @@ def attend(
     tile = tile_for(arch, n_rows, dim)
     launch(
         partial_kernel, (triton.cdiv(n_rows, tile.rows), splits, kv_heads),
-        q, rows, position, sums, peaks, n_tokens, splits, scale * LOG2_E,
+        q, cache.rows, cache.scales, position, sums, peaks, n_tokens, splits, scale * LOG2_E,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
         **constants(heads, kv_heads, dim, tile, device.type == "cpu"),
     )  # fmt: skip
@@ -148,15 +173,16 @@ def constants(heads: int, kv_heads: int, dim: int, tile: Tile, float_dot: bool) 
 
 
 def configurations(arch: int, sizes: GroupedSizes = DISTILL_7B) -> Iterator[Configuration]:
-    """Both kernels, for one token and for several."""
+    """Both kernels, for one token and for several, over caches in bf16 and int8."""
     heads, kv_heads, dim = sizes.n_heads, sizes.n_kv_heads, sizes.head_dim
     signature = {
-        **dict.fromkeys(("q", "rows"), "*bf16"),
-        **{"position": "*i32", "sums": "*fp32", "peaks": "*fp32"},
+        **{"q": "*bf16", "position": "*i32", "sums": "*fp32", "peaks": "*fp32"},
         **{"n_tokens": "i32", "splits": "i32", "scale": "fp32"},
     }
     tiles = {tile_for(arch, n * (heads // kv_heads), dim) for n in range(1, FEW + 1)}
-    for tile in tiles:
-        shape = constants(heads, kv_heads, dim, tile, False)
-        yield Configuration(partial_kernel, signature, shape, tile.num_warps, tile.num_stages)
+    for tile, (rows, held) in product(tiles, KINDS):
+        shape = constants(heads, kv_heads, dim, tile, False) | held
+        yield Configuration(
+            partial_kernel, signature | rows, shape, tile.num_warps, tile.num_stages
+        )
     yield from combining(dim, {tile.keys for tile in tiles})

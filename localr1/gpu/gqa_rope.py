@@ -15,13 +15,15 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu.cache_rows import CacheRows, to_int8
+from localr1.gpu.gqa import KINDS
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import DISTILL_7B, GroupedSizes
 
 
 @triton.jit
 def rope_kernel(
-    qkv, bias, norms, turns, position, q, rows, eps,
+    qkv, bias, norms, turns, position, q, rows, scales, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
@@ -50,12 +52,20 @@ def rope_kernel(
         turned = a * cosine - b * sine
         b = b * cosine + a * sine
         a = turned
+    part = at * (2 * KV_HEADS) + head - HEADS
     if head < HEADS:
         out = q + (token * HEADS + head) * DIM
+        tl.store(out + first, a.to(tl.bfloat16), mask=there)
+        tl.store(out + second, b.to(tl.bfloat16), mask=there)
+    elif scales is None:
+        tl.store(rows + part * DIM + first, a.to(tl.bfloat16), mask=there)
+        tl.store(rows + part * DIM + second, b.to(tl.bfloat16), mask=there)
     else:
-        out = rows + (at * (2 * KV_HEADS) + head - HEADS) * DIM
-    tl.store(out + first, a.to(tl.bfloat16), mask=there)
-    tl.store(out + second, b.to(tl.bfloat16), mask=there)
+        largest = tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0))  # 0 where not `there`
+        scale = tl.where(largest > 0, largest / 127.0, 1.0)
+        tl.store(scales + part, scale)
+        tl.store(rows + part * DIM + first, to_int8(a, scale), mask=there)
+        tl.store(rows + part * DIM + second, to_int8(b, scale), mask=there)
 
 
 def rotate(
@@ -66,10 +76,10 @@ def rotate(
     turns: torch.Tensor,
     interleaved: bool,
     position: torch.Tensor,
-    rows: torch.Tensor,
+    cache: CacheRows,
     q: torch.Tensor,
 ) -> None:
-    """Write `q` bf16 `[T, heads, d]` and cache rows `position ... position + T - 1` of `rows` bf16
+    """Write `q` bf16 `[T, heads, d]` and cache rows `position ... position + T - 1`
     `[S, 2 * key heads * d]`.
 
     `qkv` float32 `[T, (heads + 2 * key heads) * d]` contiguous, and so long a `bias` or None;
@@ -77,10 +87,10 @@ def rotate(
     `position` int32 `[1]`. The caller sees to it that the rows lie within the cache and the table.
     """
     n_tokens, heads, dim = q.shape
-    kv_heads = rows.shape[-1] // (2 * dim)
+    kv_heads = cache.rows.shape[-1] // (2 * dim)
     launch(
         rope_kernel, (n_tokens, heads + 2 * kv_heads),
-        qkv, bias, norms, turns, position, q, rows, eps, num_warps=1,
+        qkv, bias, norms, turns, position, q, cache.rows, cache.scales, eps, num_warps=1,
         **_constants(heads, kv_heads, dim, interleaved),
     )  # fmt: skip
 
@@ -96,12 +106,12 @@ def _constants(heads: int, kv_heads: int, dim: int, interleaved: bool) -> dict[s
 
 
 def configurations(arch: int, sizes: GroupedSizes = DISTILL_7B) -> Iterator[Configuration]:
-    """The one kernel, with what the architecture has."""
+    """The one kernel, with what the architecture has, into caches in bf16 and int8."""
     constants = _constants(
         sizes.n_heads, sizes.n_kv_heads, sizes.head_dim, sizes.rope.interleaved
     )  # fmt: skip
     signature = {
-        **{"qkv": "*fp32", "turns": "*fp32", "position": "*i32", "q": "*bf16", "rows": "*bf16"},
+        **{"qkv": "*fp32", "turns": "*fp32", "position": "*i32", "q": "*bf16"},
         "eps": "fp32",
     }
     for name, architecture in (("bias", "qwen2"), ("norms", "qwen3")):
@@ -109,4 +119,5 @@ def configurations(arch: int, sizes: GroupedSizes = DISTILL_7B) -> Iterator[Conf
             signature[name] = "*fp32"
         else:
             constants[name] = None
-    yield Configuration(rope_kernel, signature, constants, 1, 2)
+    for rows, held in KINDS:
+        yield Configuration(rope_kernel, signature | rows, constants | held, 1, 2)

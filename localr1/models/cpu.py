@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cpu_experts import Activations, ExpertBank, QuantTensor
+from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.attention import MLA
 from localr1.models.config import ModelConfig
@@ -45,7 +46,7 @@ class CpuParts:
         return Experts(bank)
 
     def new_cache(self, context: int) -> KVCache:
-        return KVCache(self.config.n_layers, context, self.config.cache_width)
+        return KVCache(self.config.n_layers, context, cache_layout.on_cpu(self.config))
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
         return rows

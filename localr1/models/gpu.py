@@ -19,6 +19,7 @@ from localr1.gpu.norm import rms_norm
 from localr1.gpu.router import route
 from localr1.gpu.tiles import FEW, PIECE
 from localr1.gpu.weights import GpuWeight, upload
+from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.dense_config import DenseConfig
@@ -38,7 +39,7 @@ class GpuParts:
     """Uploads weights as parts are made; `report` gets the bytes that have been sent.
 
     `on_gpu` tells by a weight's name whether it is to lie there; only routed experts and dense FFNs
-    need not.
+    need not. `cache` is one of cache_layout.CACHES.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class GpuParts:
         device: str = "cuda",
         on_gpu: Callable[[str], bool] = _not_routed,
         report: Callable[[int], None] = lambda sent: None,
+        cache: str = cache_layout.IN_16_BITS,
     ) -> None:
+        self.cache_layout = cache_layout.on_gpu(config, cache)
         self.config, self.device = config, torch.device(device)
         self.on_gpu, self.report = on_gpu, report
         self.position = torch.zeros(1, dtype=torch.int32, device=device)
@@ -95,8 +98,7 @@ class GpuParts:
         return RamExperts(self.stage, layer, bank)
 
     def new_cache(self, context: int) -> KVCache:
-        c = self.config
-        return KVCache(c.n_layers, context, c.cache_width, torch.bfloat16, self.device)
+        return KVCache(self.config.n_layers, context, self.cache_layout, self.device)
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
         self.position.fill_(cache.length)

@@ -1,4 +1,4 @@
-"""Grouped-query attention on the GPU (gqa.py): the cache has the same layout, in bf16."""
+"""Grouped-query attention on the GPU (gqa.py): the cache holds the same, in bf16 or int8."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from cpu_experts import QuantTensor
 from localr1.gpu import gqa, gqa_prefill
+from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.gqa_rope import rotate
 from localr1.gpu.linear import linear
 from localr1.gpu.tiles import FEW, PIECE
@@ -45,7 +46,7 @@ class GpuGQA:
         self.scale = 1 / math.sqrt(config.head_dim)
 
     def __call__(self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache) -> None:
-        c, parts, rows = self.config, self.parts, cache.rows[self.layer]
+        c, parts, rows = self.config, self.parts, CacheRows(*cache.of(self.layer))
         if len(normed) <= FEW:
             n_rows = len(normed) * (c.n_heads // c.n_kv_heads)
             splits = gqa.splits_for(n_rows, c.n_kv_heads, parts.multiprocessors)
@@ -60,7 +61,7 @@ class GpuGQA:
             values = gqa_prefill.attend(queries, rows, start, self.scale, parts.arch)
             linear(values.flatten(1), self.output, out=x[piece], add=x[piece])
 
-    def _rotated(self, normed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _rotated(self, normed: torch.Tensor, rows: CacheRows) -> torch.Tensor:
         """Write the cache's rows at the position; queries bf16 `[T, heads, head_dim]`."""
         c, n_tokens, device = self.config, len(normed), normed.device
         width = sum(weight.shape[0] for weight in self.inputs)

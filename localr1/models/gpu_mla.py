@@ -84,7 +84,7 @@ class GpuMLA:
         return q_nope, q_rope
 
     def _rows(self, cache: KVCache) -> CacheRows:
-        return CacheRows(cache.rows[self.layer])
+        return CacheRows(*cache.of(self.layer))
 
     def _absorbed(self, q_nope: torch.Tensor, q_rope: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """All heads over the latents: `[T, heads, v_head_dim]`."""

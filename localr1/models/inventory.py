@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localr1.errors import Unsupported
+from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.dense_config import ROPE_FREQS, DenseConfig
@@ -39,6 +40,12 @@ class Inventory:
     demands: Demands
     max_context: int
     approximate: bool = False
+
+    def with_cache(self, cache: str) -> Inventory:
+        """With a GPU's cache in the form `cache`, one of cache_layout.CACHES."""
+        if cache == cache_layout.IN_16_BITS:
+            return self
+        return replace(self, demands=self.demands.in_8_bits())
 
     @property
     def nbytes(self) -> int:
@@ -153,7 +160,7 @@ def demands(config: Config) -> Demands:
 
 
 def _latent(c: ModelConfig) -> Demands:
-    """MLA: the cache holds one latent a layer and token, float32 on the CPU and float16 on a GPU.
+    """MLA: the cache holds one latent a layer and token.
 
     Activations of the CPU by token, in attention (attention.py), where they are most: the hidden
     states three times, queries, their rotated part and all heads' values, in float32; int8 forms of
@@ -169,8 +176,9 @@ def _latent(c: ModelConfig) -> Demands:
     return Demands(
         n_layers=c.n_layers,
         cache_name="MLA cache",
-        cache_gpu=2 * width,
-        cache_ram=4 * width,
+        cache_gpu=cache_layout.on_gpu(c).nbytes,
+        cache_gpu_8bit=cache_layout.on_gpu(c, cache_layout.IN_8_BITS).nbytes,
+        cache_ram=cache_layout.on_cpu(c).nbytes,
         gpu_per_token=4 * hidden,
         ram_per_token=lives + wide,
         hybrid_per_token=12 * hidden + pairs,
@@ -181,16 +189,17 @@ def _latent(c: ModelConfig) -> Demands:
 
 
 def _grouped(c: DenseConfig) -> Demands:
-    """Grouped-query attention: keys and values of every key head, float32 on the CPU and 16 bit on
-    a GPU, where a prompt's hidden states lie beside their norms.
+    """Grouped-query attention: keys and values of every key head. On a GPU a prompt's hidden states
+    lie beside their norms.
     """
     queries = c.attention_width
     per_token = 4 * (3 * c.hidden_size + 3 * queries) + 8 * max(queries, c.hidden_size)
     return Demands(
         n_layers=c.n_layers,
         cache_name="KV cache",
-        cache_gpu=2 * c.cache_width,
-        cache_ram=4 * c.cache_width,
+        cache_gpu=cache_layout.on_gpu(c).nbytes,
+        cache_gpu_8bit=cache_layout.on_gpu(c, cache_layout.IN_8_BITS).nbytes,
+        cache_ram=cache_layout.on_cpu(c).nbytes,
         gpu_per_token=8 * c.hidden_size,
         ram_per_token=per_token,
         hybrid_per_token=12 * c.hidden_size + 5 * c.intermediate_size // 4,

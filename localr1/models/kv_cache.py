@@ -10,13 +10,17 @@ so an interrupted step leaves no half-written token.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import torch
 
+from localr1.models.cache_layout import CacheLayout
+
 
 class KVCache:
-    """Rows of up to `max_length` tokens: `[n_layers, max_length, width]`.
+    """Rows of up to `max_length` tokens, `[n_layers, max_length, width]`; and their `scales`,
+    float32 `[n_layers, max_length, n_scales]`, where the layout has any.
 
     The memory is reserved here and touched only as tokens come, so a long context costs nothing
     until it is used.
@@ -26,18 +30,27 @@ class KVCache:
         self,
         n_layers: int,
         max_length: int,
-        width: int,
-        dtype: torch.dtype = torch.float32,
+        layout: CacheLayout,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.rows = torch.empty(n_layers, max_length, width, dtype=dtype, device=device)
+        shape, dtype = (n_layers, max_length), getattr(torch, layout.dtype)
+        self.rows = torch.empty(*shape, layout.width, dtype=dtype, device=device)
+        self.scales: torch.Tensor | None = None
+        if layout.n_scales:
+            self.scales = torch.empty(*shape, layout.n_scales, device=device)
+        self._layout = layout
         self.max_length = max_length
         self.length = 0
 
-    @staticmethod
-    def nbytes(n_layers: int, max_length: int, width: int) -> int:
-        """Bytes that a full cache of this shape takes."""
-        return n_layers * max_length * width * 4
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory for all of its tokens."""
+        return sum(part.nbytes for part in self._parts())
+
+    def _parts(self) -> Iterator[torch.Tensor]:
+        yield self.rows
+        if self.scales is not None:
+            yield self.scales
 
     def update(self, layer: int, new: torch.Tensor) -> torch.Tensor:
         """Write `new` `[T, width]` behind the committed rows; all rows up to it `[S, width]`."""
@@ -45,6 +58,10 @@ class KVCache:
         rows = self.rows[layer]
         rows[self.length : end] = new
         return rows[:end]
+
+    def of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One layer's rows and scales."""
+        return self.rows[layer], None if self.scales is None else self.scales[layer]
 
     def commit(self, n_tokens: int) -> None:
         """Make the next `n_tokens` rows of every layer count."""
@@ -58,17 +75,19 @@ class KVCache:
     @property
     def layout(self) -> str:
         """How a file holds a token, `61 x 576 float32`: other layouts cannot be loaded."""
-        n_layers, _, width = self.rows.shape
-        return f"{n_layers} x {width} {str(self.rows.dtype).removeprefix('torch.')}"
+        return f"{len(self.rows)} x {self._layout}"
 
     @property
     def token_nbytes(self) -> int:
         """Bytes of one token, in memory and in a file."""
-        return self.rows.shape[0] * self.rows.shape[2] * self.rows.element_size()
+        return len(self.rows) * self._layout.nbytes
 
     def save(self, file: BinaryIO, begin: int, end: int) -> int:
-        """Write the tokens `begin` to `end`, one after the other; returns the bytes' CRC-32."""
-        raw = self.rows[:, begin:end].transpose(0, 1).contiguous().view(torch.uint8).cpu().numpy()
+        """Write the tokens `begin` to `end`, one after the other, each with its scales behind its
+        values; returns the bytes' CRC-32.
+        """
+        tokens = [part[:, begin:end].transpose(0, 1).flatten(1) for part in self._parts()]
+        raw = torch.cat([part.view(torch.uint8) for part in tokens], 1).cpu().numpy()
         file.write(raw.data)
         return zlib.crc32(raw.data)
 
@@ -80,7 +99,12 @@ class KVCache:
         raw = bytearray(file.read(n_tokens * self.token_nbytes))
         if len(raw) < n_tokens * self.token_nbytes:
             raise EOFError
-        n_layers, _, width = self.rows.shape
-        rows = torch.frombuffer(raw, dtype=self.rows.dtype).view(n_tokens, n_layers, width)
-        self.rows[:, self.length : self.length + n_tokens] = rows.transpose(0, 1)
+        tokens = torch.frombuffer(raw, dtype=torch.uint8).view(n_tokens, -1)
+        first = 0
+        for part in self._parts():
+            place = part[:, self.length : self.length + n_tokens].transpose(0, 1)
+            nbytes = place[0].numel() * place.element_size()
+            values = tokens[:, first : first + nbytes].contiguous().view(part.dtype)
+            place.copy_(values.view(place.shape))
+            first += nbytes
         return zlib.crc32(raw)

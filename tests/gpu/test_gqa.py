@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from localr1.gpu import gqa, gqa_prefill, gqa_rope
+from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.sizes import KnownGroupedSizes, Rotated
 from localr1.models.rope import Rope
 from localr1.models.rope_config import RopeConfig
@@ -45,9 +46,27 @@ def reference(
     return torch.einsum("ths,shd->thd", weights, values)
 
 
-def filled(n_rows: int, kv_heads: int, dim: int) -> torch.Tensor:
-    """A cache of random rows; those behind the last token's would be noticed."""
-    return torch.randn(n_rows, 2 * kv_heads * dim).bfloat16()
+def filled(
+    n_rows: int, kv_heads: int, dim: int, int8: bool, device: str
+) -> tuple[CacheRows, torch.Tensor]:
+    """A cache of random rows, and their values as float64; those behind the last token's would be
+    noticed.
+    """
+    values = torch.randn(n_rows, 2 * kv_heads * dim).bfloat16()
+    if not int8:
+        return CacheRows(values.to(device)), values.double()
+    codes, scales = quantized(values, 2 * kv_heads)
+    exact = codes.double() * scales.double()[..., None]
+    return CacheRows(codes.flatten(1).to(device), scales.to(device)), exact.flatten(1)
+
+
+def quantized(values: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 [n_rows, parts, ...] and the scales float32 [n_rows, parts] that make each part's
+    largest value 127.
+    """
+    parted = values.float().unflatten(1, (parts, -1))
+    scales = parted.abs().amax(-1) / 127
+    return (parted / scales[..., None]).round().to(torch.int8), scales
 
 
 @pytest.mark.parametrize(
@@ -64,12 +83,15 @@ def filled(n_rows: int, kv_heads: int, dim: int) -> torch.Tensor:
         ("wide", 1, 95, 3),
     ],
 )
-def test_decode(device: str, arch: int, size: str, n_tokens: int, start: int, splits: int) -> None:
+@pytest.mark.parametrize("int8", [False, True])
+def test_decode(
+    device: str, arch: int, size: str, n_tokens: int, start: int, splits: int, int8: bool
+) -> None:
     heads, kv_heads, dim = SIZES[size]
-    rows = filled(start + n_tokens + 9, kv_heads, dim)
+    cache, rows = filled(start + n_tokens + 9, kv_heads, dim, int8, device)
     q = torch.randn(n_tokens, heads, dim).bfloat16()
     position = torch.tensor([start], dtype=torch.int32, device=device)
-    found = gqa.attend(q.to(device), rows.to(device), position, 0.1, arch, splits)
+    found = gqa.attend(q.to(device), cache, position, 0.1, arch, splits)
     assert error(found, reference(q, rows, start, kv_heads, 0.1)) < TOLERANCE
 
 
@@ -78,11 +100,12 @@ def test_decode(device: str, arch: int, size: str, n_tokens: int, start: int, sp
     [("qwen2 7B", 40, 0), ("qwen2 7B", 10, 90), ("smollm2", 65, 30), ("odd", 60, 7),
      ("no groups", 140, 5), ("wide", 33, 40)],
 )  # fmt: skip
-def test_prompts(device: str, arch: int, size: str, n_tokens: int, start: int) -> None:
+@pytest.mark.parametrize("int8", [False, True])
+def test_prompts(device: str, arch: int, size: str, n_tokens: int, start: int, int8: bool) -> None:
     heads, kv_heads, dim = SIZES[size]
-    rows = filled(start + n_tokens + 70, kv_heads, dim)
+    cache, rows = filled(start + n_tokens + 70, kv_heads, dim, int8, device)
     q = torch.randn(n_tokens, heads, dim).bfloat16()
-    found = gqa_prefill.attend(q.to(device), rows.to(device), start, 0.1, arch)
+    found = gqa_prefill.attend(q.to(device), cache, start, 0.1, arch)
     assert error(found, reference(q, rows, start, kv_heads, 0.1)) < TOLERANCE
 
 
@@ -102,21 +125,26 @@ def turned(x: torch.Tensor, table: Rope, start: int) -> torch.Tensor:
     ("n_tokens", "start", "biases", "norms"),
     [(1, 0, False, False), (1, 77, True, False), (5, 40, False, True), (3, 9, True, True)],
 )
+@pytest.mark.parametrize("int8", [False, True])
 def test_rotate(
-    device: str, size: str, interleaved: bool, n_tokens: int, start: int, biases: bool, norms: bool
-) -> None:
+    device: str, size: str, interleaved: bool, n_tokens: int, start: int, biases: bool, norms: bool,
+    int8: bool,
+) -> None:  # fmt: skip
     heads, kv_heads, dim = SIZES[size]
     table = Rope(RopeConfig(10000.0, dim, attention_factor=1.2, interleaved=interleaved), 128)
     width, length = (heads + 2 * kv_heads) * dim, 2 * kv_heads * dim
     qkv = torch.randn(n_tokens, width)
     bias = torch.randn(width) if biases else None
     norm = 1 + torch.randn(2, dim) / 8 if norms else None
-    rows = torch.zeros(128, length, dtype=torch.bfloat16, device=device)
+    kind = torch.int8 if int8 else torch.bfloat16
+    rows = torch.zeros(128, length, dtype=kind, device=device)
+    scales = torch.zeros(128, 2 * kv_heads, device=device) if int8 else None
     q = torch.empty(n_tokens, heads, dim, dtype=torch.bfloat16, device=device)
     gqa_rope.rotate(
         qkv.to(device), None if bias is None else bias.to(device),
         None if norm is None else norm.to(device), EPS, torch.from_numpy(table.pairs).to(device),
-        interleaved, torch.tensor([start], dtype=torch.int32, device=device), rows, q,
+        interleaved, torch.tensor([start], dtype=torch.int32, device=device),
+        CacheRows(rows, scales), q,
     )  # fmt: skip
     exact = qkv.double() if bias is None else qkv.double() + bias
     parts = exact.unflatten(-1, (-1, dim)).split([heads, kv_heads, kv_heads], 1)
@@ -128,11 +156,35 @@ def test_rotate(
         )
     written = slice(start, start + n_tokens)
     close(q, turned(queries, table, start), BF16)
-    close(rows[written, : length // 2], turned(keys, table, start).flatten(1), BF16)
-    close(rows[written, length // 2 :], values.flatten(1), BF16)
+    both = torch.cat([turned(keys, table, start), values], 1)
+    if scales is None:
+        close(rows[written], both.flatten(1), BF16)
+    else:
+        same_int8(rows[written].cpu(), scales[written].cpu(), both)
     untouched = torch.ones(128, dtype=torch.bool)
     untouched[written] = False
     assert not rows[untouched.to(device)].any()
+
+
+def same_int8(codes: torch.Tensor, scales: torch.Tensor, exact: torch.Tensor) -> None:
+    """`exact` float64 [T, parts, d]: each within half a step, and the largest of a part exact."""
+    steps = exact.abs().amax(-1, keepdim=True) / 127
+    torch.testing.assert_close(scales.double()[..., None], steps, rtol=1e-5, atol=0)
+    codes = codes.unflatten(1, exact.shape[1:])
+    assert codes.abs().amax(-1).eq(127).all()
+    assert ((codes * steps - exact).abs() <= 0.501 * steps).all()
+
+
+def test_a_part_of_zeros_stays_zeros(device: str) -> None:
+    cache = CacheRows(
+        torch.ones(1, 32, dtype=torch.int8, device=device), torch.zeros(1, 2, device=device)
+    )
+    qkv, q = torch.zeros(1, 48, device=device), torch.empty(1, 1, 16, device=device).bfloat16()
+    table = Rope(RopeConfig(10000.0, 16), 1)
+    first = torch.zeros(1, dtype=torch.int32, device=device)
+    turns = torch.from_numpy(table.pairs).to(device)
+    gqa_rope.rotate(qkv, None, None, EPS, turns, False, first, cache, q)
+    assert not cache.rows.any() and cache.scales is not None and cache.scales.isfinite().all()
 
 
 def test_wide_heads_fit_the_shared_memory() -> None:

@@ -5,12 +5,17 @@ Without a GPU the kernels run in Triton's interpreter and the experts are asked 
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
 from localr1.engine import halves
 from localr1.engine.graph import DecodeGraph
+from localr1.models import inventory
+from localr1.models.cache_layout import CACHES
 from localr1.models.gpu import GpuParts
+from localr1.models.kv_cache import KVCache
 from localr1.models.source import Source, open_source, read_config
 from localr1.models.transformer import Transformer
 from tests import oracles, toy, toy_dense
@@ -101,6 +106,45 @@ def test_logits_of_dense_models_are_the_cpus(dense: Source, place: str) -> None:
     parts = GpuParts(read_config(dense), CONTEXT, DEVICE, PLACES[place])
     on_cpu, on_gpu = logits(dense, None, pieces), logits(dense, parts, pieces)
     assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 2e-2  # int8 there, bf16 here
+
+
+def test_latents_in_8_bits_change_little(source: Source) -> None:
+    assert 1e-4 < change_by_8_bits(source) < 5e-2  # 4 significant bits
+
+
+def test_keys_and_values_in_8_bits_change_little(dense: Source) -> None:
+    assert 1e-5 < change_by_8_bits(dense) < 1e-2  # up to 7
+
+
+def change_by_8_bits(source: Source) -> float:
+    """Of the logits behind a prompt and a token, relative to their norm. In either form the memory
+    is what the planner counts, and what was saved of it goes on with the same logits.
+    """
+    config, found, layouts = read_config(source), [], set()
+    for kind in CACHES:
+        parts = GpuParts(config, CONTEXT, DEVICE, PLACES["all FFNs in RAM"], cache=kind)
+        model = Transformer(config, source, CONTEXT, parts)
+        cache, again, file = model.new_cache(CONTEXT), model.new_cache(CONTEXT), io.BytesIO()
+        behind(model, cache, IDS[:9])
+        cache.save(file, 0, 9)
+        file.seek(0)
+        again.load(file, 9)
+        again.commit(9)
+        found.append(behind(model, cache, IDS[9:10]))
+        assert torch.equal(behind(model, again, IDS[9:10]), found[-1])
+        demands = inventory.from_source(source, config).with_cache(kind).demands
+        assert cache.nbytes == CONTEXT * config.n_layers * demands.cache_gpu
+        layouts.add(cache.layout)
+    assert len(layouts) == 2
+    wide, narrow = found
+    return float((narrow - wide).norm() / wide.norm())
+
+
+def behind(model: Transformer, cache: KVCache, ids: list[int]) -> torch.Tensor:
+    """Logits behind the last of `ids`, which are committed."""
+    *_, hidden = model.layers(ids, cache)
+    cache.commit(len(ids))
+    return model.head(hidden, last=1).cpu()
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")

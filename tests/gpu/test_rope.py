@@ -36,6 +36,13 @@ def filled(
     return CacheRows(codes.to(device), scales.to(device)), exact
 
 
+def empty(n_rows: int, width: int, fp8: bool, device: str) -> CacheRows:
+    """Rows of zeros."""
+    dtype = torch.uint8 if fp8 else torch.bfloat16
+    rows = torch.zeros(n_rows, width, dtype=dtype, device=device)
+    return CacheRows(rows, torch.zeros(n_rows, 2, device=device) if fp8 else None)
+
+
 def turned(x: torch.Tensor, table: Rope, start: int) -> torch.Tensor:
     """`x` float64 [T, ..., dim] by the table's angles."""
     turns = table.turns[start : start + len(x)].to(torch.complex128)
@@ -55,10 +62,7 @@ def test_rotate(
     q = torch.randn(n_tokens, heads, nope + dim)
     joined = torch.randn(n_tokens, rank + dim + 16)  # beside another projection's columns
     kv, norm = joined[:, : rank + dim], 1 + torch.randn(rank) / 8
-    cache = CacheRows.empty(128, rank + dim, fp8, device)
-    cache.rows.zero_()
-    if cache.scales is not None:
-        cache.scales.zero_()
+    cache = empty(128, rank + dim, fp8, device)
     q_nope = torch.empty(n_tokens, heads, nope, device=device)
     q_rope = torch.empty(n_tokens, heads, dim, dtype=torch.bfloat16, device=device)
     rope.rotate(
@@ -92,7 +96,7 @@ def test_rows_in_fp8_are_torch_s(device: str) -> None:
     rank, dim = 192, 32
     values = torch.randn(3, rank) * torch.logspace(-6, 1, rank)
     values[1, :100] = 0
-    cache = CacheRows.empty(4, rank + dim, True, device)
+    cache = empty(4, rank + dim, True, device)
     q = torch.zeros(3, dim + 16)
     q_nope, q_rope = (torch.empty(3, 1, n, device=device) for n in (16, dim))
     kv = torch.cat([values, torch.zeros(3, dim)], -1).to(device)

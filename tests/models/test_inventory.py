@@ -12,8 +12,9 @@ import pytest
 
 from localr1 import registry
 from localr1.errors import Unsupported
-from localr1.models import inventory, quant_rules
+from localr1.models import cache_layout, inventory, quant_rules
 from localr1.models.architecture import config_from_hf
+from localr1.models.cache_layout import CACHES
 from localr1.models.config import ModelConfig
 from localr1.models.dense_config import ROPE_FREQS, DenseConfig
 from localr1.models.gguf import GGUFFile
@@ -78,9 +79,22 @@ def test_mixes_take_the_size_of_their_file() -> None:
 def test_caches() -> None:
     r1 = of("deepseek-r1", "Q4_K_M").demands
     assert r1.n_layers * r1.cache_gpu == 70_272
-    assert r1.n_layers * r1.cache_ram * 100 == KVCache.nbytes(61, 100, 576)
+    assert r1.n_layers * r1.cache_gpu_8bit == 61 * (576 + 2 * 4)
+    assert r1.n_layers * r1.cache_ram == 140_544
     llama = of("r1-distill-8b", "Q4_K_M").demands
     assert llama.n_layers * llama.cache_gpu == 2 * 32 * 8 * 128 * 2
+    assert llama.n_layers * llama.cache_gpu_8bit == 2 * 32 * 8 * (128 + 4)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", ["deepseek-r1", "r1-distill-7b"])
+def test_a_cache_takes_what_the_planner_counts(name: str, cache: str) -> None:
+    config = config_from_hf(registry.entries()[name].config)
+    made = KVCache(config.n_layers, 10, cache_layout.on_gpu(config, cache))
+    counted = of(name, "Q4_K_M").with_cache(cache).demands
+    assert made.nbytes == 10 * config.n_layers * counted.cache_gpu
+    on_cpu = KVCache(config.n_layers, 10, cache_layout.on_cpu(config))
+    assert on_cpu.nbytes == 10 * config.n_layers * counted.cache_ram
 
 
 def test_an_open_file_is_counted_to_the_byte() -> None:

@@ -8,19 +8,29 @@ import zlib
 import pytest
 import torch
 
+from localr1.models.cache_layout import CacheLayout
 from localr1.models.kv_cache import KVCache
 
+LAYOUTS = [
+    CacheLayout(5, "float32"),
+    CacheLayout(5, "bfloat16"),
+    CacheLayout(5, "uint8", 2),
+    CacheLayout(6, "int8", 3),
+]
 
-def filled(dtype: torch.dtype = torch.float32) -> KVCache:
-    cache = KVCache(3, 20, 5)
-    cache.rows = torch.randn(3, 20, 5).to(dtype)
+
+def filled(layout: CacheLayout = LAYOUTS[0]) -> KVCache:
+    cache = KVCache(3, 20, layout)
+    cache.rows = (100 * torch.rand(cache.rows.shape)).to(cache.rows.dtype)
+    if cache.scales is not None:
+        cache.scales = torch.randn(cache.scales.shape)
     cache.commit(12)
     return cache
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_round_trip_in_pieces_is_exact(dtype: torch.dtype) -> None:
-    cache, other, file = filled(dtype), filled(dtype), io.BytesIO()
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_round_trip_in_pieces_is_exact(layout: CacheLayout) -> None:
+    cache, other, file = filled(layout), filled(layout), io.BytesIO()
     sums = [cache.save(file, 0, 7), cache.save(file, 7, 12)]
     assert len(file.getvalue()) == 12 * cache.token_nbytes
     assert zlib.crc32(file.getvalue()[: 7 * cache.token_nbytes]) == sums[0]
@@ -30,7 +40,16 @@ def test_a_round_trip_in_pieces_is_exact(dtype: torch.dtype) -> None:
         assert other.load(file, length) == total
         other.commit(length)
     assert torch.equal(other.rows[:, :12], cache.rows[:, :12])
+    if cache.scales is not None and other.scales is not None:
+        assert torch.equal(other.scales[:, :12], cache.scales[:, :12])
+        assert not torch.equal(other.scales, cache.scales)
     assert other.length == 12
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_bytes(layout: CacheLayout) -> None:
+    cache = KVCache(3, 20, layout)
+    assert cache.nbytes == 20 * cache.token_nbytes == 20 * 3 * layout.nbytes
 
 
 def test_a_file_that_ends_early_commits_nothing() -> None:
@@ -43,6 +62,7 @@ def test_a_file_that_ends_early_commits_nothing() -> None:
     assert cache.length == 0
 
 
-def test_layouts() -> None:
+def test_layouts_are_told_apart() -> None:
     assert filled().layout == "3 x 5 float32"
-    assert filled(torch.bfloat16).layout == "3 x 5 bfloat16"
+    assert filled(LAYOUTS[1]).layout == "3 x 5 bfloat16"
+    assert filled(LAYOUTS[2]).layout == "3 x 5 uint8 + 2 scales"

@@ -50,6 +50,7 @@ def models(draw: st.DrawFn) -> tuple[list[Weight], Demands]:
         n_layers=n_layers,
         cache_name="cache",
         cache_gpu=cache_row,
+        cache_gpu_8bit=cache_row // 2,
         cache_ram=2 * cache_row,
         gpu_per_token=draw(small),
         ram_per_token=draw(small),
