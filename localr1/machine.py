@@ -24,6 +24,7 @@ import psutil
 
 from localr1.errors import Unsupported
 from localr1.events import Progress
+from localr1.interrupts import HeldInterrupts
 from localr1.settings import cache_folder, models_folder
 from offload import gpus, memory
 from offload import hardware as facts
@@ -140,9 +141,11 @@ def _measured(folder: Path, threads: int | None, report: Report) -> Hardware:
 
     def tell(stage: str, done: int, total: int) -> None:
         report(Progress(stage, done, total, "steps"))
+        held.check()
 
     try:
-        return facts.measured(folder, probes, tell)
+        with HeldInterrupts() as held:  # some of what measures is compiled first: engine/load.py
+            return facts.measured(folder, probes, tell)
     finally:
         cpu_experts.set_threads(before)
 

@@ -23,6 +23,7 @@ from localr1.engine.cpu_graph import CpuGraph
 from localr1.engine.runner import SUPER_CHUNK
 from localr1.errors import DoesNotFit
 from localr1.events import Progress
+from localr1.interrupts import HeldInterrupts
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.deepseek import ffn_bank
@@ -268,8 +269,10 @@ def _room(ram: int | None) -> int:
 
 def _warm_up(formats: set[str], report: Report) -> None:
     """Compile what the CPU's part needs, or load it from the disk cache."""
-    for done, total in cpu_experts.warmup(sorted(formats)):
-        report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
+    with HeldInterrupts() as held:
+        for done, total in cpu_experts.warmup(sorted(formats)):
+            report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
+            held.check()
 
 
 def _sent(report: Report, total: int) -> Callable[[int], None]:

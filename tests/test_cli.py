@@ -94,6 +94,23 @@ def test_ctrl_c_while_modules_are_imported_is_quiet(module: str) -> None:
     assert done.returncode in (130, -signal.SIGINT)  # a shell reports 130 for both
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_kernels_are_compiled_is_quiet(tmp_path: Path) -> None:
+    """LLVM calls back into Python there, where an exception would be printed and lost."""
+    command = [sys.executable, "-m", "localr1", "run", "tiny-r1", "--device", "cpu", "hi"]
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    env.pop("NUMBA_CACHE_DIR", None)
+    pipes = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=env, cwd=ROOT, **pipes) as child:
+        while not list(tmp_path.glob("**/compiled/*")):
+            assert child.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        child.send_signal(signal.SIGINT)
+        assert child.communicate(timeout=100)[1] == b""
+        assert child.returncode == 130
+
+
 def test_version(run_cli: Cli) -> None:
     assert run_cli("--version") == Result(0, f"localr1 {localr1.__version__}\n", "")
 

@@ -20,7 +20,7 @@ HELP_SECONDS = 0.3
 ORDER = [
     ["cpu_experts", "offload", "localr1.errors", "localr1.events"],
     ["localr1.sizes"],
-    ["localr1.settings", "localr1.progress"],
+    ["localr1.settings", "localr1.progress", "localr1.interrupts"],
     ["localr1.machine"],
     ["localr1.store"],
     ["localr1.registry"],

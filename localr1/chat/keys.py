@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from localr1.chat import archive
 from localr1.chat.commands import BY_NAME, COMMANDS
-from localr1.chat.signals import HeldInterrupts, pending_keys
+from localr1.chat.signals import pending_keys
+from localr1.interrupts import HeldInterrupts
 from localr1.settings import state_folder
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from localr1.chat.commands import Chat, dispatch
 from localr1.chat.idle import Idle
 from localr1.chat.keys import Keyboard
 from localr1.chat.screen import RichView
-from localr1.chat.signals import HeldInterrupts, SecondInterrupt, handle_keys, no_echo, no_quit
+from localr1.chat.signals import SecondInterrupt, handle_keys, no_echo, no_quit
 from localr1.chat.terminal import clean
 from localr1.chat.views import play
 from localr1.errors import INTERRUPTED, USAGE, LocalR1Error
+from localr1.interrupts import HeldInterrupts
 
 _TWICE_SECONDS = 1.0
 

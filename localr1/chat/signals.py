@@ -19,34 +19,6 @@ class SecondInterrupt(KeyboardInterrupt):
     """Ctrl-C again although the answer is already being stopped: the user wants out."""
 
 
-class HeldInterrupts:
-    """Context manager for what must not be torn apart: SIGINT raises KeyboardInterrupt at its end.
-
-    `pending`: one has come; code in between may take it back. `react` is called when one comes.
-    """
-
-    def __init__(self) -> None:
-        self.pending = False
-        self.react: Callable[[], object] | None = None
-        self._main = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> HeldInterrupts:
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._hold)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)
-        if self.pending and kind is None:
-            raise KeyboardInterrupt
-
-    def _hold(self, signum: int, frame: FrameType | None) -> None:
-        self.pending = True
-        if self.react is not None:
-            self.react()
-
-
 @contextmanager
 def handle_keys(stop: Callable[[], None], answer_now: Callable[[], None]) -> Iterator[None]:
     """Call `stop` at the first SIGINT, raise `SecondInterrupt` at the second; `answer_now` at each

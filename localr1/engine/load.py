@@ -14,6 +14,7 @@ from localr1.engine.engine import Engine
 from localr1.engine.runner import Runner, TransformerRunner
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
+from localr1.interrupts import HeldInterrupts
 from localr1.models import inventory
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
@@ -95,8 +96,10 @@ def _compile(formats: set[str], attention: tuple[str, ...], report: Report) -> N
     """Compile what these formats and programs need, or load it from the disk cache."""
     stage = "Compiling CPU kernels, first run only"
     try:
-        for done, total in cpu_experts.warmup(sorted(formats), attention):
-            report(Progress(stage, done, total, "kernels"))
+        with HeldInterrupts() as held:  # Ctrl-C inside LLVM's callbacks would be lost, aloud
+            for done, total in cpu_experts.warmup(sorted(formats), attention):
+                report(Progress(stage, done, total, "kernels"))
+                held.check()
     except cpu_experts.UnsupportedISA as error:
         raise Unsupported(str(error), "unset LOCALR1_ISA to let the processor choose") from error
 
