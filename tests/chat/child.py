@@ -22,6 +22,7 @@ from tests.chat.fake import SUM, FakeLLM, Finish
 
 LONG = [*(f"step {i}. " for i in range(400)), "</think>", *(f"word {i} " for i in range(400))]
 HOSTILE = "[/foo] list[int]\x1b[2J\x1b]52;c;aGk=\x07"
+MARKDOWN = ["Some **bold** ", "text with $x^2$ ", "and `code`.\n", "- item ", "思考 ", "word "]
 READING = [Progress("Reading the prompt", done, 1200, "tokens") for done in range(0, 1201, 100)]
 SCRIPTS = {
     "sum": [SUM],
@@ -43,6 +44,7 @@ SCRIPTS = {
             "\x1b[2J\x1b]52;c;aGk=\x07",
         ]
     ],
+    "markdown": [["Hm. ", "</think>", *(MARKDOWN[i % len(MARKDOWN)] for i in range(10_000))]],
     "flood": [["</think>", *["word " * 200] * 2000]],
 }
 

@@ -297,6 +297,9 @@ def test_copy_uses_the_desktops_clipboard(
     dispatch(chat, "/copy")
     assert (tmp_path / "clipboard").read_text() == "It is **933**."
     assert said[-1] == "copied"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    dispatch(chat, "/copy")
+    assert said[-1] == "there is no clipboard here"
 
 
 def test_another_model_goes_on(chat: Chat, said: list[str]) -> None:

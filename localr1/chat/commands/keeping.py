@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
@@ -93,9 +94,10 @@ def copy(chat: Chat, words: str) -> None:
     for program, display in _CLIPBOARDS:
         command = program.split()
         if os.environ.get(display) and shutil.which(command[0]):
-            subprocess.run(command, input=answer.encode(), check=False, timeout=5)
-            chat.say("copied")
-            return
+            with contextlib.suppress(subprocess.SubprocessError, OSError):  # a display that is gone
+                subprocess.run(command, input=answer.encode(), check=True, timeout=5)
+                chat.say("copied")
+                return
     if not can_move_cursor(sys.stdout):
         chat.say("there is no clipboard here")
         return

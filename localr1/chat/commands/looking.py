@@ -12,7 +12,6 @@ from localr1.chat.views import ThinkMode
 if TYPE_CHECKING:
     from offload.placement import Placement
 
-_GIB = 1 << 30
 _THINK_MODES = {
     "show": "thoughts are shown in full as they come",
     "fold": "thoughts are folded to one line; /think prints the last one",
@@ -82,7 +81,11 @@ def plan(chat: Chat, words: str) -> None:
     if placement is None:
         chat.say("this model was loaded without a plan")
         return
+    from localr1.plan import size
+    from offload.placement import Kind
+
     for tier, items in (("GPU", placement.gpu), ("RAM", placement.ram), ("disk", placement.disk)):
         for item in items:
-            chat.say(f"  {tier:6}{item.name:24}{item.nbytes / _GIB:>9.2f} GiB")
+            if item.name != Kind.UNUSED:
+                chat.say(f"  {tier:6}{item.name:18}{size(item.nbytes):>12}")
     chat.say(f"  context for {count(placement.context, 'token')}")
