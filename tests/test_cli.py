@@ -24,6 +24,7 @@ from localr1 import cli, registry
 ROOT = Path(__file__).parent.parent
 SUM = "What is 347 + 586?"
 GREEDY = ("--temperature", "0")
+THINK_FLAGS = ["--think", "--think-budget", "--think-more", "--threads"]
 
 
 class Result(NamedTuple):
@@ -73,6 +74,23 @@ def test_alone_it_prints_help(run_cli: Cli) -> None:
     assert result.code == 0
     assert "chat" in result.out and "verify" in result.out
     assert run_cli("--help") == run_cli("-h") == result
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("localr1 pl", ["plan"]), ("localr1 run --th", THINK_FLAGS)]
+)
+def test_shells_complete_commands_and_options(words: str, offered: list[str]) -> None:
+    """What the script of `localr1 --show-completion` asks for when Tab is pressed."""
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code = "import sys; sys.argv = ['localr1']; from localr1.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | asked | {"_LOCALR1_COMPLETE": "complete_bash"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, offered, "")
 
 
 @pytest.mark.parametrize("module", ["typer", "localr1.registry", "localr1.llm", "torch", "atexit"])

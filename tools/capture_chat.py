@@ -22,12 +22,13 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "chat.md"
 BEGIN, END = "<!-- captured by tools/capture_chat.py -->\n", "<!-- end of capture -->"
 QUESTION = "What is 347 + 586?"
 COLUMNS, ROWS = 80, 16
+SECONDS = 300  # compiling the kernels first, perhaps
 
 
 def record() -> str:
     """Everything that the program writes while it answers one question."""
     with tempfile.TemporaryDirectory() as home:
-        environment = {**os.environ, "HOME": home, "TERM": "xterm-256color", "XDG_STATE_HOME": home}
+        environment = {**os.environ, "TERM": "xterm-256color", "XDG_STATE_HOME": home}
         command = ["-m", "localr1", "chat", "tiny-r1", "--seed", "1"]
         child = pexpect.spawn(
             sys.executable, command, env=environment, dimensions=(ROWS, COLUMNS), encoding="utf-8"
@@ -35,7 +36,7 @@ def record() -> str:
         screen = pyte.Screen(COLUMNS, ROWS)
         screen.write_process_input = child.send  # prompt_toolkit asks where the cursor is
         stream, raw, asked = pyte.Stream(screen), "", False
-        until = time.monotonic() + 120
+        until = time.monotonic() + SECONDS
         while time.monotonic() < until and raw.count("context ") < 1:
             try:
                 data = child.read_nonblocking(4096, timeout=0.05)
@@ -47,6 +48,8 @@ def record() -> str:
                 child.send(QUESTION + "\r")
                 asked = True
         child.close(force=True)
+    if "context " not in raw:
+        sys.exit(f"no answer within {SECONDS} s; what came:\n{raw}")
     return raw
 
 
