@@ -228,6 +228,7 @@ class _Problem:
             cpu_operations=self.weighed[-1] - self.weighed[gpu],
             gpu_operations=self.operations[gpu],
             stored_bytes=int(self.nbytes[ram]) + self.embedding.nbytes,
+            uploaded_bytes=int(self.nbytes[gpu]),
         )
 
     def placement(self, cut: _Cut | None, context: int, asked: int) -> Placement:

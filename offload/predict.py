@@ -58,6 +58,7 @@ class Traffic:
     cpu_operations: float  # int8, of the prompt, weighed by how full the matrices are used
     gpu_operations: float
     stored_bytes: int  # weights to load
+    uploaded_bytes: int  # those of a GPU
 
 
 def predict(traffic: Traffic, hardware: Hardware, gpu: Gpu | None) -> Prediction:
@@ -72,7 +73,8 @@ def predict(traffic: Traffic, hardware: Hardware, gpu: Gpu | None) -> Prediction
         decode_limit=max(limits, key=lambda name: limits[name]),
         prefill_tps=PROMPT / prompt,
         prefill_limit=bound,
-        load_seconds=_seconds(traffic.stored_bytes, hardware.disk_bandwidth),
+        load_seconds=_seconds(traffic.stored_bytes, hardware.disk_bandwidth)
+        + (_seconds(traffic.uploaded_bytes, gpu.pcie) if gpu else 0.0),
     )
 
 

@@ -15,6 +15,7 @@ NOTHING = Traffic(
     gpu_bytes=0, gpu_hidden_bytes=0, ram_bytes=0, linear_bytes=0, disk_bytes=0, gpu_layers=0,
     cpu_layers=0, handoffs=0, decode_operations=0, prompt_operations=0, prompt_ram_bytes=0,
     prompt_gpu_bytes=0, prompt_disk_bytes=0, cpu_operations=0, gpu_operations=0, stored_bytes=0,
+    uploaded_bytes=0,
 )  # fmt: skip
 
 
@@ -48,9 +49,11 @@ def test_a_prompt_is_bound_by_arithmetic_or_by_reading() -> None:
     assert found.prefill_tps < PROMPT / (400 / 200)
 
 
-def test_loading_is_reading_the_disk() -> None:
+def test_loading_is_reading_the_disk_and_uploading() -> None:
     hardware = machine()
-    assert predict(replace(NOTHING, stored_bytes=40 * 10**9), hardware, None).load_seconds == 20
+    traffic = replace(NOTHING, stored_bytes=40 * 10**9, uploaded_bytes=50 * 10**9)
+    assert predict(traffic, hardware, None).load_seconds == 20
+    assert predict(traffic, hardware, hardware.gpus[0]).load_seconds == 22
 
 
 amounts = st.floats(0, 1e13)
@@ -62,6 +65,7 @@ traffics = st.builds(
     decode_operations=st.integers(0, 1 << 20), prompt_operations=st.integers(0, 1 << 20),
     prompt_ram_bytes=amounts, prompt_gpu_bytes=amounts, prompt_disk_bytes=amounts,
     cpu_operations=amounts, gpu_operations=amounts, stored_bytes=st.integers(0, 10**13),
+    uploaded_bytes=st.integers(0, 10**13),
 )  # fmt: skip
 SPEEDS = ("ram_bandwidth", "disk_bandwidth", "int8_ops")
 
@@ -71,7 +75,7 @@ def test_a_quicker_part_is_never_slower(traffic: Traffic, name: str, more: float
     hardware = machine()
     better = replace(hardware, **{name: getattr(hardware, name) * more})
     card = hardware.gpus[0]
-    quick_card = replace(card, bandwidth=card.bandwidth * more)
+    quick_card = replace(card, bandwidth=card.bandwidth * more, pcie=card.pcie * more)
     before = predict(traffic, hardware, card)
     for after in (predict(traffic, better, card), predict(traffic, hardware, quick_card)):
         assert after.decode_tps >= before.decode_tps * (1 - 1e-9)
