@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, AnySizes, ffn_widths
 
@@ -15,8 +16,12 @@ _BLOCK = 1024
 
 
 @triton.jit
-def swiglu_kernel(gate, up, out, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+def swiglu_kernel(
+    gate, up, out, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
+):  # fmt: skip
     """Columns `program_id(1) * BLOCK ...` of row `program_id(0)`; out [T, WIDTH] is contiguous."""
+    pdl.start(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < WIDTH

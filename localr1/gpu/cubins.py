@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from localr1.gpu import pdl
 from localr1.gpu.driver import GpuError
 
 _MAGIC = b"localr1 cubin 1\n"
@@ -45,10 +46,14 @@ class Configuration:
     num_warps: int = 4
     num_stages: int = 2
 
-    def complete(self) -> Configuration:
-        """The same with the values of constants that the kernel itself supplies."""
+    def complete(self, arch: int) -> Configuration:
+        """The same with the values of constants that the kernel itself supplies, and PDL (pdl.py)
+        where it has that.
+        """
         defaults = {p.name: p.default for p in self.fn.params if p.has_default}
         given = {**self.constants, **self.signature}
+        if "PDL" in defaults:
+            given["PDL"] = arch >= pdl.ARCHITECTURE
         names = [name for name in self.fn.arg_names if name not in self.signature]
         missing = [name for name in names if name not in given and name not in defaults]
         unknown = sorted(given.keys() - set(self.fn.arg_names))
@@ -96,7 +101,7 @@ class Cubin:
 
 def key(configuration: Configuration, arch: int) -> str:
     """A name for the machine code: equal only if all is that it is made of."""
-    full = configuration.complete()
+    full = configuration.complete(arch)
     constants = {
         name: getattr(value, "cache_key", None) or f"{type(value).__name__} {value}"
         for name, value in full.constants.items()
@@ -168,7 +173,7 @@ def _save(path: Path, made: Cubin) -> None:
 
 def compiled(configuration: Configuration, arch: int) -> Cubin:
     """Compile, whatever the disk holds. Raises GpuError with the compiler's words."""
-    full = configuration.complete()
+    full = configuration.complete(arch)
     fn, names = full.fn, full.fn.arg_names
     if not isinstance(fn, JITFunction):
         raise GpuError(f"{fn.fn.__name__} was imported for Triton's interpreter")

@@ -14,7 +14,30 @@ from typing import Any
 _STATIC_SHARED = 48 << 10  # more than this must be asked for
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _REGISTERS, _LOCAL_BYTES = 4, 3  # CU_FUNC_ATTRIBUTE_NUM_REGS, _LOCAL_SIZE_BYTES
+_PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _PENDING = threading.local()
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: its value is a union of 64 bytes."""
+
+    _fields_ = (("id", ctypes.c_int), ("value", ctypes.c_uint64 * 8))
+
+
+class _Configuration(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("n_attributes", ctypes.c_uint),
+    )
+
+
+_OVERLAP = _Attribute(_PROGRAMMATIC_SERIALIZATION, (1,))
 
 
 class GpuError(RuntimeError):
@@ -29,8 +52,8 @@ def _library() -> Any:
             library = ctypes.CDLL(name)
         except OSError:
             continue
-        pointer, word = ctypes.c_void_p, ctypes.c_uint
-        library.cuLaunchKernel.argtypes = [pointer, *[word] * 7, pointer, pointer, pointer]
+        pointer = ctypes.c_void_p
+        library.cuLaunchKernelEx.argtypes = [pointer] * 4
         library.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
         library.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
         library.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
@@ -64,12 +87,17 @@ def _use_context(device: int) -> None:
 
 
 class Function:
-    """A kernel in the memory of one GPU. It stays loaded as long as the process lives."""
+    """A kernel in the memory of one GPU. It stays loaded as long as the process lives.
 
-    def __init__(self, cubin: bytes, name: str, shared: int, n_threads: int, device: int) -> None:
+    One that `overlaps` may start before the kernel in front of it has ended (pdl.py).
+    """
+
+    def __init__(
+        self, cubin: bytes, name: str, shared: int, n_threads: int, overlaps: bool, device: int
+    ) -> None:
         _use_context(device)
         library = _library()
-        self.name, self._shared, self._n_threads = name, shared, n_threads
+        self.name, self._shared, self._n_threads, self._overlaps = name, shared, n_threads, overlaps
         module, self._handle = ctypes.c_void_p(), ctypes.c_void_p()
         _check(library.cuModuleLoadData(ctypes.byref(module), cubin), f"load {name}")
         found = library.cuModuleGetFunction(ctypes.byref(self._handle), module, name.encode())
@@ -84,9 +112,10 @@ class Function:
         values = (ctypes.c_uint64 * n)(*words)
         first = ctypes.addressof(values)
         places = (ctypes.c_void_p * n)(*range(first, first + 8 * n, 8))
-        code = _library().cuLaunchKernel(
-            self._handle, *grid, self._n_threads, 1, 1, self._shared, stream, places, None
-        )
+        overlap = (ctypes.addressof(_OVERLAP), 1) if self._overlaps else (None, 0)
+        block = self._n_threads, 1, 1
+        how = _Configuration(grid, block, self._shared, stream, *overlap)
+        code = _library().cuLaunchKernelEx(ctypes.byref(how), self._handle, places, None)
         if code:
             _check(code, f"launch {self.name} {grid}")
 

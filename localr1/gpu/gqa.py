@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.launch import Configuration, launch
@@ -86,13 +87,14 @@ def attended(
 def partial_kernel(
     q, rows, scales, position, sums, peaks, n_tokens, splits, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, FLOAT_DOT: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, FLOAT_DOT: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Tile `program_id(0)` of the queries of key head `program_id(2)` over split `program_id(1)`.
 
     sums [T * HEADS, splits, DIM] are the answers, peaks [T * HEADS, splits] the logarithms of their
     weights.
     """
+    pdl.start(PDL)
     split, head, start = tl.program_id(1), tl.program_id(2), tl.load(position)
     length = start + n_tokens
     share = share_of(length, splits, KEYS)

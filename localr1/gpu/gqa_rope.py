@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.cache_rows import CacheRows, to_int8
 from localr1.gpu.gqa import KINDS
 from localr1.gpu.launch import Configuration, launch
@@ -25,9 +26,10 @@ from localr1.gpu.sizes import DISTILL_7B, GroupedSizes
 def rope_kernel(
     qkv, bias, norms, turns, position, q, rows, scales, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Token `program_id(0)`, of its heads of queries, keys and values together `program_id(1)`."""
+    pdl.start(PDL)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.load(position).to(tl.int64) + token
     pair = tl.arange(0, BLOCK // 2)

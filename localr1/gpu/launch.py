@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
+from localr1.gpu import pdl
 from localr1.gpu.cubins import ALIGNMENT, Configuration, cubin
 from localr1.gpu.driver import Function, GpuError, enter
 
@@ -74,8 +75,10 @@ def launch(
 
 def function(configuration: Configuration, device: int) -> Function:
     """The kernel in the GPU's memory; compiled if the disk does not have it."""
-    made = cubin(configuration, architecture(device))
-    return Function(made.code, made.name, made.shared, made.num_warps * 32, device)
+    arch = architecture(device)
+    made = cubin(configuration, arch)
+    overlaps = "PDL" in configuration.fn.arg_names and arch >= pdl.ARCHITECTURE
+    return Function(made.code, made.name, made.shared, made.num_warps * 32, overlaps, device)
 
 
 def architecture(device: int = 0) -> int:

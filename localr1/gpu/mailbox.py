@@ -24,6 +24,7 @@ import triton.language as tl
 
 from cpu_experts import mailbox as protocol
 from cpu_experts.mailbox import DONE, ERROR, TICKET, Mailbox, MailboxError
+from localr1.gpu import pdl
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, AnySizes, experts_per_token
 
@@ -112,8 +113,10 @@ def nanoseconds():
 def post_kernel(
     control, state, x, ids, weights, to_x, to_ids, to_weights, layer, n_tokens,
     HIDDEN: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Write a question and its ticket, unless something has failed before."""
+    pdl.start(PDL)
     if tl.load(state + _STATUS) == 0:
         fill(
             x, ids, weights, to_x, to_ids, to_weights, n_tokens, HIDDEN, TOP_K, BLOCK, BLOCK_K
@@ -127,8 +130,9 @@ def post_kernel(
 
 
 @triton.jit
-def wait_kernel(control, state, limit):
+def wait_kernel(control, state, limit, PDL: tl.constexpr = False):
     """Return when the ticket is answered, the mailbox aborted or `limit` nanoseconds have gone."""
+    pdl.start(PDL)
     if tl.load(state + _STATUS) == 0:
         ticket = tl.load(state + _NUMBER)
         began = nanoseconds()

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows, from_e4m3
 from localr1.gpu.launch import Configuration, launch
@@ -38,12 +39,14 @@ def partial_kernel(
     q_latent, q_rope, rows, scales, position, sums, peaks, n_tokens, splits, scale,
     HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_RANK: tl.constexpr,
     BLOCK_ROPE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FLOAT_DOT: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Query rows of tile `program_id(0)` over the keys of split `program_id(1)`.
 
     sums [rows, splits, RANK] are the attended latents, peaks [rows, splits] the logarithm (base 2)
     of each share's weight; -inf where a row sees none of its keys.
     """
+    pdl.start(PDL)
     split, start = tl.program_id(1), tl.load(position)
     length = start + n_tokens
     share = share_of(length, splits, KEYS)

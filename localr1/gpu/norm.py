@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, AnySizes, GroupedSizes
 
@@ -20,9 +21,10 @@ from localr1.gpu.sizes import R1, AnySizes, GroupedSizes
 @triton.jit
 def norm_kernel(
     x, add, weight, out, eps,
-    WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Row `program_id(0)` of x float32 [T, WIDTH], rows STRIDE apart; out [T, WIDTH]."""
+    pdl.start(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.cache_rows import CacheRows, store_row
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, LatentSizes
@@ -59,9 +60,10 @@ def rope_kernel(
     q, kv, norm, turns, position, q_nope, q_rope, rows, scales, eps,
     HEADS: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, RANK: tl.constexpr,
     KV_STRIDE: tl.constexpr, BLOCK_NOPE: tl.constexpr, BLOCK_ROPE: tl.constexpr,
-    BLOCK_RANK: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_RANK: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Token `program_id(0)`: its cache row where `program_id(1)` is 0, else TILE of its heads."""
+    pdl.start(PDL)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     at = tl.load(position).to(tl.int64) + token

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, LatentSizes
 
@@ -22,13 +23,15 @@ _TILE = 32  # tokens, experts and columns of a tile beyond
 
 @triton.jit
 def few_logits_kernel(
-    x, router, out, EXPERTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr
-):
+    x, router, out, EXPERTS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr = False,
+):  # fmt: skip
     """Expert `program_id(0)`, token `program_id(1)`: a dot product, all of it in flight at once."""
     expert, token = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, BLOCK)
     inside = column < HIDDEN
     row = tl.load(router + expert * HIDDEN + column, mask=inside, other=0.0)
+    pdl.start(PDL)  # the router's row is on its way
     row *= tl.load(x + token * HIDDEN + column, mask=inside, other=0.0)
     tl.store(out + token * EXPERTS + expert, tl.sum(row, 0))
 
@@ -78,8 +81,10 @@ def choose_kernel(
     GROUPS: tl.constexpr, SIZE: tl.constexpr, CLOSED: tl.constexpr, COUNTED: tl.constexpr,
     TOP_K: tl.constexpr, SIGMOID: tl.constexpr, NORM: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Token `program_id(0)`: logits [GROUPS * SIZE] -> ids and weights [TOP_K]."""
+    pdl.start(PDL)
     token = tl.program_id(0)
     group, place = tl.arange(0, BLOCK_GROUPS)[:, None], tl.arange(0, BLOCK_SIZE)[None, :]
     real = (group < GROUPS) & (place < SIZE)

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu import pdl
 from localr1.gpu.launch import Configuration, launch
 
 MAX_SPLITS = 64
@@ -29,8 +30,10 @@ def share_of(length, splits, KEYS: tl.constexpr):
 def combine_kernel(
     sums, peaks, position, out, n_tokens, splits,
     WIDTH: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, COLUMNS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Query row `program_id(0)`, COLUMNS of its answer: the splits' answers, by their weights."""
+    pdl.start(PDL)
     line = tl.program_id(0).to(tl.int64)
     length = tl.load(position) + n_tokens
     used = tl.cdiv(length, share_of(length, splits, KEYS))

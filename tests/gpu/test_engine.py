@@ -55,7 +55,7 @@ def on_gpu() -> localr1.LLM:
     """Attention on the GPU, experts in RAM."""
     llm = localr1.load("tiny-r1", device="cuda", vram=least_vram())
     assert llm.engine.placement is not None
-    assert llm.engine.placement.tier("blk.5.ffn_up_exps.weight") is Tier.RAM
+    assert llm.engine.placement.tier("blk.3.ffn_up_exps.weight") is Tier.RAM
     return llm
 
 
@@ -85,7 +85,7 @@ def test_greedy_texts_are_the_cpus(on_gpu: localr1.LLM, on_cpu: localr1.LLM) -> 
 def test_problems_are_solved(on_gpu: localr1.LLM, experts: Tier) -> None:
     llm = on_gpu if experts is Tier.RAM else localr1.load("tiny-r1", device="cuda")
     assert llm.engine.placement is not None
-    assert llm.engine.placement.tier("blk.5.ffn_up_exps.weight") is experts
+    assert llm.engine.placement.tier("blk.3.ffn_up_exps.weight") is experts
     problems = [json.loads(line) for line in Path(PROBLEMS).read_text("utf-8").splitlines()]
     solved = [bold(text) == problem["answer"] for problem, text, _ in solve(llm, problems)]
     assert sum(solved) >= 0.95 * len(solved)

@@ -1,0 +1,24 @@
+"""Programmatic dependent launch: a kernel starts while the one before it still ends.
+
+On compute capability 9.0 and more the programs of a kernel with a PDL constant take the places that
+the kernel in front leaves free, and `start` holds them until it has ended, all its stores visible:
+what lies between two kernels is hidden. Since every one of them waits first, the kernels further in
+front have ended too. launch.py fills in PDL, and tells the driver; a kernel without it starts when
+all is done, as ever.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+import triton.language.extra.cuda as cuda
+
+ARCHITECTURE = 90  # the first that can
+
+
+@triton.jit
+def start(PDL: tl.constexpr):
+    """Hold until the kernel in front has ended, then let the next one take free places."""
+    if PDL:
+        cuda.gdc_wait()
+        cuda.gdc_launch_dependents()
