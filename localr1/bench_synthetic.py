@@ -30,6 +30,7 @@ from localr1.events import Progress
 from localr1.machine import hardware
 from localr1.models import inventory
 from localr1.models.architecture import Config, config_from_hf
+from localr1.models.cache_layout import IN_16_BITS
 from localr1.models.config import ModelConfig
 from localr1.models.inventory import Inventory
 from localr1.models.quant_rules import DEFAULTS
@@ -51,6 +52,7 @@ class Options:
     """What to run. Sizes in bytes; None: all that is there."""
 
     quant: str | None = None  # None: what MODEL names, or Q4_K_M
+    cache: str = IN_16_BITS
     vram: int | None = None
     ram: int | None = None  # for routed experts, or what a dense model keeps in RAM
     context: int = 8192
@@ -116,14 +118,19 @@ def measure(
     found = replace(found, gpus=found.gpus[:1])  # the one that torch calls "cuda"
     quant = options.quant or "Q4_K_M"
     stock, gpu = inventory.from_rule(config, quant), _gpu(found, options.vram)
+    stock = stock.with_cache(options.cache)
+    if gpu is None and options.cache != IN_16_BITS:
+        hint = "leave it out: on the CPU the cache is kept in 32 bits"
+        raise LocalR1Error(f"--cache {options.cache} is for a GPU", hint, USAGE)
     placed = planned(stock, gpu, found, options.context)
     kept = in_ram(stock, placed, gpu is not None)
     if options.stub and not asked(config, kept.names, gpu is not None):
         hint = "leave out --stub, or ask for less --vram"
         raise LocalR1Error("no layer of this asks the CPU for experts or FFNs", hint, USAGE)
     subject = SyntheticRun(
-        config, quant, options.context, kept.names, options.ram, gpu is not None, report
-    )
+        config, quant, options.context, kept.names, options.ram, gpu is not None, options.cache,
+        report,
+    )  # fmt: skip
     rows = []
     if options.prefill:
         rows.append(_prefill(subject, stock, kept, options.prefill, gpu is not None))
@@ -140,6 +147,7 @@ def measure(
         "synthetic": {
             "layers": config.n_layers,
             "context": options.context,
+            "cache": options.cache,
             "depth": options.context - options.tokens - WARM - 1,
             "stub": options.stub,
             "in_ram": kept.title,

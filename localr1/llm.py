@@ -79,6 +79,7 @@ def load(
     model: str = "tiny-r1",
     *,
     device: str = "auto",
+    cache: str = "16bit",
     vram: int | str | None = None,
     ram: int | str | None = None,
     context: int | None = None,
@@ -90,8 +91,9 @@ def load(
     """Load a model: a name in models.toml, a .gguf path (any shard of a split file), or a HF
     folder.
 
-    `device` is "cpu", "cuda" or "auto": a GPU where one can be used. `vram` and `ram` are what we
-    may use, in bytes or as "24GiB"; `context` in tokens; `residency` is how weights stay in RAM:
+    `device` is "cpu", "cuda" or "auto": a GPU where one can be used. `cache` is how many bits a GPU
+    keeps of each value of the conversation, "16bit" or "8bit". `vram` and `ram` are what we may
+    use, in bytes or as "24GiB"; `context` in tokens; `residency` is how weights stay in RAM:
     "mapped", "owned" (docs/placement.md) or "auto"; `engine` is ours, "hybrid", or "llama.cpp", or
     "auto": ours where it covers model and machine; `progress` is called with `Progress` values.
     Raises LocalR1Error: ModelNotFound, BadFile, Unsupported, DoesNotFit.
@@ -100,6 +102,7 @@ def load(
         registry.resolve(model),
         engine,
         device=device,
+        cache=cache,
         vram=size_in_bytes(vram),
         ram=size_in_bytes(ram),
         context=context,

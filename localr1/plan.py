@@ -14,6 +14,7 @@ from typing import Any
 
 from localr1.choices import Choice
 from localr1.errors import LocalR1Error
+from localr1.models.cache_layout import IN_8_BITS
 from offload.hardware import Hardware
 from offload.placement import Item, Kind, Tier, Weight
 from offload.planner import CAPABILITY, usable_gpu
@@ -58,12 +59,20 @@ def duration(seconds: float) -> str:
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
 
 
-def verdict(choice: Choice) -> str:
-    """One sentence: whether it fits, at which context, and what is missing."""
+def verdict(choice: Choice, roomier: Choice | None = None) -> str:
+    """One sentence: whether it fits, at which context, and what is missing. `roomier`: the same
+    with an 8-bit cache, where that has room for more.
+    """
     plan = choice.placement
     context = f"a context of {plan.context:,} tokens"
+    way_out = ""
+    if roomier:
+        way_out = f"--cache 8bit makes room for {roomier.placement.context:,}"
     if plan.context < plan.asked_context:
-        context += f" ({plan.asked_context:,} would not fit)"
+        ways = f"; {way_out}" if way_out else ""
+        context += f" ({plan.asked_context:,} would not fit{ways})"
+    elif way_out:
+        context += f"; {way_out} on the GPU"
     if plan.fits:
         where = {"GPU + RAM": "GPU and RAM", "GPU": "the GPU"}.get(_where(choice), "RAM")
         return f"{choice.name} fits {where} with {context}."
@@ -87,13 +96,14 @@ def card(
     hardware: Hardware,
     others: Sequence[Choice],
     given: Collection[str] = (),
+    roomier: Choice | None = None,
 ) -> str:
     """The plan for a person: verdict, where what lies, speeds and their limits, other choices.
 
-    `given`: facts of `hardware` that its user typed.
+    `given`: facts of `hardware` that its user typed; `roomier` as for `verdict`.
     """
     parts = [
-        textwrap.fill(verdict(choice), _WIDTH),
+        textwrap.fill(verdict(choice, roomier), _WIDTH),
         _places(choice),
         _speeds(choice),
         _footing(choice, hardware, given),
@@ -157,6 +167,8 @@ def _footing(choice: Choice, hardware: Hardware, given: Collection[str]) -> str:
     lines.append(f"weights: {decimal(choice.stock.nbytes)} {source}")
     if choice.placement.gpu:
         lines.append("GPU speeds are estimates from an H100")
+    elif choice.cache == IN_8_BITS:
+        lines.append("--cache 8bit is for a GPU: on the CPU the cache is kept in 32 bits")
     if hardware.gpus and not gpu:
         needed = ".".join(map(str, CAPABILITY))
         lines.append(f"the GPU is too old: kernels need compute capability {needed}")
@@ -219,6 +231,7 @@ def _short_json(choice: Choice) -> dict[str, Any]:
     return {
         "model": choice.model,
         "quant": choice.quant,
+        "cache": choice.cache,
         "fits": plan.fits,
         "context": plan.context,
         "bytes": choice.stock.nbytes,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from localr1.errors import USAGE, LocalR1Error
-from localr1.sizes import Size
+from localr1.sizes import Size, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class Setting:
     def __str__(self) -> str:
         if self.kind is Size:
             return "a size such as 24GiB, 24GB or 24, which means GiB"
+        if self.kind is Tokens:
+            return "a number of tokens such as 16384 or 16k"
         noun = {str: "a text", int: "a whole number", float: "a number"}[self.kind]
         if self.high is not None:
             return f"{noun} from {self.low:g} to {self.high:g}"
@@ -94,9 +96,10 @@ SETTINGS: Mapping[str, Setting] = {
     "think": Setting(str, "fold"),
     "think_budget": Setting(int, low=0),
     "think_more": Setting(int, 0, low=0),
-    "context": Setting(int, low=1),
+    "context": Setting(Tokens, low=1),
     "engine": Setting(str, "auto"),
     "device": Setting(str, "auto"),
+    "cache": Setting(str, "16bit"),
     "threads": Setting(int, low=1),
     "residency": Setting(str, "auto"),
     "models": Setting(str, _default_models),

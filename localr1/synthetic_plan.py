@@ -67,7 +67,7 @@ def planned(stock: Inventory, gpu: Gpu | None, found: Hardware, context: int) ->
         need = _without(all_fits, *free) / _GIB
         raise DoesNotFit(
             f"this needs {need:.1f} GiB of VRAM and {gpu.free / _GIB:.1f} GiB is free",
-            "a smaller --context or --quant needs less; --vram 0 runs on the CPU",
+            "a smaller --context or --quant, or --cache 8bit, needs less; --vram 0 runs on the CPU",
         )
     if not _routed(stock):
         return placed

@@ -25,8 +25,10 @@ from localr1.errors import DoesNotFit
 from localr1.events import Progress
 from localr1.interrupts import HeldInterrupts
 from localr1.models.architecture import Config
+from localr1.models.cache_layout import IN_16_BITS
 from localr1.models.config import ModelConfig
 from localr1.models.deepseek import ffn_bank
+from localr1.models.kv_cache import KVCache
 from localr1.models.parts import Experts, Routed
 from localr1.models.synthetic import SyntheticWeights
 from localr1.models.transformer import Transformer
@@ -93,9 +95,10 @@ class _Chosen:
 class SyntheticRun:
     """A model of `config` in `quant` with room for `context` tokens.
 
-    `ram` bytes are for the weights `in_ram` (None: what is free, less a margin). `banks` are those
-    of the layers that ask the CPU. `seconds` tells how long it took to fill memory, to upload and
-    to compile; `vram_free` what the driver says is left at the end of decoding. Raises DoesNotFit.
+    `ram` bytes are for the weights `in_ram` (None: what is free, less a margin); `cache` is the
+    form of a GPU's. `banks` are those of the layers that ask the CPU. `seconds` tells how long it
+    took to fill memory, to upload and to compile; `vram_free` what the driver says is left at the
+    end of decoding. Raises DoesNotFit.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class SyntheticRun:
         in_ram: frozenset[str],
         ram: int | None = None,
         on_gpu: bool = False,
+        cache: str = IN_16_BITS,
         report: Report = lambda progress: None,
     ) -> None:
         self.config, self.context, self.seconds = config, context, dict[str, float]()
@@ -121,11 +125,11 @@ class SyntheticRun:
 
                 self._parts = GpuParts(
                     config, context, on_gpu=lambda name: name not in in_ram,
-                    report=_sent(report, self.weights.other_bytes),
+                    report=_sent(report, self.weights.other_bytes), cache=cache,
                 )  # fmt: skip
             self.model = Transformer(config, self.weights, context, self._parts)
             self.cache = self.model.new_cache(context)
-            self.cache.rows.normal_()
+            fill_with_noise(self.cache)
         self.choices = Choices(config, self._parts.device if self._parts else "cpu")
         suffix = _suffix(config)
         self.banks: dict[int, ExpertBank] = {}
@@ -242,6 +246,15 @@ class SyntheticRun:
             took.append(time.perf_counter() - began)
             self.cache.commit(1)
         return statistics.median(took[WARM:])
+
+
+def fill_with_noise(cache: KVCache) -> None:
+    """Rows as of a long conversation; in 8 bits numbers up to 2 (int8) or 7 (e4m3)."""
+    if cache.scales is None:
+        cache.rows.normal_()
+        return
+    cache.rows.random_(0, 127)  # the code behind them is e4m3's for what is no number
+    cache.scales.fill_(2**-6)
 
 
 def asked(config: Config, in_ram: frozenset[str], on_gpu: bool) -> list[int]:

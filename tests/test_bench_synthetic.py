@@ -11,12 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from localr1 import bench_synthetic, cli, registry, synthetic_card, synthetic_plan
+from localr1 import bench_synthetic, cli, registry, synthetic_card, synthetic_plan, synthetic_run
 from localr1.bench_synthetic import Options
 from localr1.errors import NO_MEMORY, NOT_FOUND, UNSUPPORTED, USAGE, DoesNotFit, LocalR1Error
-from localr1.models import inventory
+from localr1.models import cache_layout, inventory
 from localr1.models.architecture import config_from_hf
+from localr1.models.cache_layout import CACHES
 from localr1.models.config import ModelConfig
+from localr1.models.kv_cache import KVCache
 from localr1.models.synthetic import SyntheticWeights
 from localr1.synthetic_run import Choices, SyntheticRun, asked
 from offload.hardware import on_paper
@@ -187,6 +189,21 @@ def test_a_gpu_with_too_little_room_is_refused() -> None:
     small = on_paper(vram=8 * GIB, ram=64 * GIB)
     with pytest.raises(DoesNotFit, match="GiB of VRAM"):
         synthetic_plan.planned(stock, small.gpus[0], small, 8192)
+
+
+def test_an_8bit_cache_is_for_a_gpu(tiny: ModelConfig, machine) -> None:
+    with pytest.raises(LocalR1Error, match="8bit is for a GPU"):
+        bench_synthetic.measure("tiny", tiny, replace(QUICK, cache="8bit"), machine)
+
+
+@pytest.mark.parametrize("config", [ModelConfig.from_hf(TINY), config_from_hf(DENSE)])
+@pytest.mark.parametrize("cache", CACHES)
+def test_noise_in_a_cache_is_numbers(config: Any, cache: str) -> None:
+    made = KVCache(2, 64, cache_layout.on_gpu(config, cache))
+    synthetic_run.fill_with_noise(made)
+    values = made.rows.view(torch.float8_e4m3fn) if made.rows.dtype == torch.uint8 else made.rows
+    values = values.double() * (1 if made.scales is None else made.scales.mean())
+    assert values.isfinite().all() and 0.5 < values.std() < 4
 
 
 def test_a_share_above_the_limit_is_refused() -> None:

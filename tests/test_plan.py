@@ -97,6 +97,33 @@ def test_r1_from_the_disk_names_a_model_that_fits(say: Any) -> None:
     assert fitting[0]["predicted"]["decode_tps"] > choices.QUICK_ENOUGH
 
 
+def test_an_8bit_cache_is_smaller(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("r1", "--vram", "24", "--ram", "382", "--json")
+
+    def cache_bytes(*flags: str) -> int:
+        found = json.loads(say(*words, *flags)[1])
+        assert found["cache"] == (flags or ["16bit"])[-1]
+        return next(i["bytes"] for i in found["gpu"]["items"] if i["name"] == "MLA cache")
+
+    assert cache_bytes() == 16_384 * 61 * 576 * 2
+    assert cache_bytes("--cache", "8bit") == 16_384 * 61 * (576 + 8)
+    code, _, err = say(*words, "--cache", "4bit")
+    assert code == 2 and "--cache takes 16bit or 8bit" in err
+    monkeypatch.setenv("LOCALR1_CACHE", "8bit")
+    assert json.loads(say(*words)[1])["cache"] == "8bit"
+
+
+def test_an_8bit_cache_is_named_where_it_helps(say: Any) -> None:
+    words = ("r1-distill-7b:Q4_K_M", "--vram", "6", "--ram", "8", "--context", "128k")
+    short = " ".join(say(*words)[1].split())
+    assert "(131,072 would not fit; --cache 8bit makes room for 106,240)" in short
+    other = json.loads(say(*words, "--json")[1])["alternatives"][0]
+    assert (other["cache"], other["context"]) == ("8bit", 106_240)
+    assert "with a context of 106,240 tokens" in say(*words, "--cache", "8bit")[1]
+    _, out, _ = say("r1-distill-7b", "--vram", "0", "--ram", "16", "--cache", "8bit")
+    assert "on the CPU the cache is kept in 32 bits" in out
+
+
 def test_what_a_machine_can_run(say: Any) -> None:
     code, out, _ = say("--vram", "8", "--ram", "16")
     rows = {line.split()[0]: line for line in out.splitlines()}

@@ -52,13 +52,19 @@ Stop = Annotated[
 System = Annotated[
     str | None, typer.Option(help="A system prompt; R1's makers advise against one.")
 ]
-Context = Annotated[int | None, typer.Option(help="Room for the conversation, in tokens.")]
+Context = Annotated[
+    str | None, typer.Option(help="Room for the conversation, in tokens; 16k is 16,384.")
+]
 Engine = Annotated[
     str | None,
     typer.Option(help="hybrid (ours), llama.cpp, or auto: ours where it covers model and machine."),
 ]
 Device = Annotated[
     str | None, typer.Option(help="Where to compute: cpu, cuda, or auto, a GPU if one can be used.")
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(help="Bits of a value that a GPU keeps of the conversation: 16bit or 8bit."),
 ]
 Vram = Annotated[str | None, typer.Option(help="VRAM that may be used, such as 24GiB or 24.")]
 Ram = Annotated[str | None, typer.Option(help="RAM that may be used, such as 382GiB or 382.")]
@@ -111,6 +117,14 @@ def report(message: str, hint: str, code: int) -> int:
 
     print(clean(f"error: {message}" + (f"\nhint:  {hint}" if hint else "")), file=sys.stderr)
     return code
+
+
+def cache_of(flag: str | None) -> str:
+    """The form of a GPU's cache, for commands that load no model. Raises LocalR1Error."""
+    from localr1.models.cache_layout import checked
+    from localr1.settings import Settings
+
+    return checked(str(Settings({"cache": flag})["cache"]))
 
 
 def settings_of(flags: dict[str, Any]) -> Settings:

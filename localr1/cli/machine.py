@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from localr1.cli.base import (
+    Cache,
     Debug,
     Device,
     Json,
@@ -15,6 +16,7 @@ from localr1.cli.base import (
     Threads,
     Vram,
     app,
+    cache_of,
     guarded,
     settings_of,
 )
@@ -42,6 +44,7 @@ def bench(
     ] = False,
     quant: Annotated[str | None, typer.Option(help=f"{_SYNTHETIC}: the quant; Q4_K_M.")] = None,
     device: Device = None,
+    cache: Cache = None,
     vram: Vram = None,
     ram: Ram = None,
     context: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: tokens; 8192.")] = None,
@@ -65,8 +68,8 @@ def bench(
     given = {name: value for name, value in given.items() if value is not None}
     if synthetic:
         sizes = {"vram": _size("--vram", vram), "ram": _size("--ram", ram)}
-        sizes = {name: size for name, size in sizes.items() if size is not None}
-        _bench_synthetic(model, {**given, **sizes, "threads": threads}, as_json, kernels)
+        given |= {name: size for name, size in sizes.items() if size is not None}
+        _bench_synthetic(model, {**given, "threads": threads, "cache": cache}, as_json, kernels)
         return
     if given:
         raise LocalR1Error(f"--{next(iter(given))} goes with --synthetic", "add it", USAGE)
@@ -82,7 +85,7 @@ def bench(
     from localr1 import bench as bench_module
 
     settings = settings_of(ctx.params)
-    names = ("device", "vram", "ram", "threads")
+    names = ("device", "cache", "vram", "ram", "threads")
     bench_module.main(settings["model"], as_json, **{name: settings[name] for name in names})
 
 
@@ -97,7 +100,8 @@ def _bench_synthetic(
             raise LocalR1Error(f"--{name} is {given[name]}", "1 is the least", USAGE)
     from localr1 import bench_synthetic
 
-    bench_synthetic.main(model, bench_synthetic.Options(**given), as_json)
+    options = bench_synthetic.Options(**{**given, "cache": cache_of(given["cache"])})
+    bench_synthetic.main(model, options, as_json)
 
 
 def _size(flag: str, text: str | None) -> int | None:

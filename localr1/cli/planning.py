@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localr1.cli.base import Debug, Json, app, guarded
+from localr1.cli.base import Cache, Debug, Json, app, cache_of, guarded
 from localr1.errors import NO_MEMORY, USAGE, LocalR1Error
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def plan(
     context: Annotated[
         str | None, typer.Option(help="Tokens of conversation to make room for; 16k is 16,384.")
     ] = None,
+    cache: Cache = None,
     quant: Annotated[str | None, typer.Option(help="Which quant, as in Q4_K_M.")] = None,
     explain: Annotated[
         str | None, typer.Option(help="Say why this weight lies where it does.")
@@ -52,24 +54,25 @@ def plan(
     speeds = {
         "ram_bandwidth": ram_bandwidth, "pcie": pcie, "vram_bandwidth": vram_bandwidth,
     }  # fmt: skip
-    tokens = _tokens(context)
+    wish = choices.Wish(_tokens(context), cache_of(cache))
     machine = _machine(vram, ram, speeds, remeasure)
     if model is None:
         if quant or explain:
             raise LocalR1Error("--quant and --explain go with a model", "name one", USAGE)
-        rows = list(choices.everything(machine, tokens))
+        rows = list(choices.everything(machine, wish))
         print(json.dumps(telling.listing_json(rows)) if as_json else telling.table(rows))
         return 0
-    choice = choices.find(model, quant, machine, tokens)
+    choice = choices.find(model, quant, machine, wish)
     if explain:
         print(telling.explain(choice, explain))
         return 0
-    others = choices.alternatives(choice, machine, tokens)
+    others = choices.alternatives(choice, machine, wish)
+    roomier = choices.in_8_bits(choice, machine)
     if as_json:
-        print(json.dumps(telling.to_json(choice, others)))
+        print(json.dumps(telling.to_json(choice, [roomier, *others] if roomier else others)))
     else:
         given = {_FACTS[name] for name, value in speeds.items() if value is not None}
-        print(telling.card(choice, machine, others, given))
+        print(telling.card(choice, machine, others, given, roomier))
     return 0 if choice.fits else NO_MEMORY
 
 
@@ -128,8 +131,9 @@ def _tokens(text: str | None) -> int | None:
     """`16k` and `16384` are 16,384 tokens."""
     if text is None:
         return None
-    words = text.strip().lower().replace(",", "")
-    number = words.removesuffix("k")
-    if not number.isdecimal() or not 1 < int(number) * (1024 if words != number else 1) < 1 << 31:
-        raise LocalR1Error(f"--context is {text!r}", "write it as 16k or 16384", USAGE)
-    return int(number) * (1024 if words != number else 1)
+    from localr1.sizes import Tokens
+
+    with contextlib.suppress(ValueError):
+        if 1 < (tokens := Tokens(text)) < 1 << 31:
+            return tokens
+    raise LocalR1Error(f"--context is {text!r}", "write it as 16k or 16384", USAGE)

@@ -11,6 +11,7 @@ import typer
 
 import localr1
 from localr1.cli.base import (
+    Cache,
     Context,
     Debug,
     Device,
@@ -93,6 +94,7 @@ def chat(
     context: Context = None,
     engine: Engine = None,
     device: Device = None,
+    cache: Cache = None,
     vram: Vram = None,
     ram: Ram = None,
     threads: Threads = None,
@@ -130,6 +132,7 @@ def run(
     context: Context = None,
     engine: Engine = None,
     device: Device = None,
+    cache: Cache = None,
     vram: Vram = None,
     ram: Ram = None,
     threads: Threads = None,
@@ -265,6 +268,7 @@ def _open(flags: dict[str, Any]) -> Session:
             settings["model"],
             engine=settings["engine"],
             device=settings["device"],
+            cache=settings["cache"],
             vram=settings["vram"],
             context=settings["context"],
             threads=settings["threads"],

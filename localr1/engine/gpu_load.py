@@ -13,6 +13,7 @@ from localr1.gpu.driver import GpuError
 from localr1.gpu.kernels import kernels
 from localr1.gpu.launch import architecture
 from localr1.gpu.warmup import warmup
+from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.gpu import GpuParts
 from localr1.models.linear import Weights
@@ -23,9 +24,10 @@ Report = Callable[[Progress], None]
 
 
 def gpu_runner(
-    config: Config, weights: Weights, found: Placement, index: int, report: Report
+    config: Config, weights: Weights, found: Placement, index: int, cache: str, report: Report
 ) -> GpuRunner:
-    """The model where `found` places it, its GPU being number `index`.
+    """The model where `found` places it, its GPU being number `index`; `cache` is one of
+    cache_layout.CACHES.
 
     Raises DoesNotFit where somebody else took the memory meanwhile, Unsupported where kernels do
     not compile or run.
@@ -33,12 +35,12 @@ def gpu_runner(
     torch.cuda.set_device(index)
     on_gpu = [name for name, tier in found.tiers.items() if tier is Tier.GPU and name in weights]
     try:
-        _compile(config, weights, on_gpu, index, report)
+        _compile(config, weights, on_gpu, index, cache, report)
         total = sum(weights[name].nbytes for name in on_gpu)
         with torch.inference_mode():
             parts = GpuParts(
                 config, found.context, f"cuda:{index}", set(on_gpu).__contains__,
-                _sent(report, total),
+                _sent(report, total), cache,
             )  # fmt: skip
             model = Transformer(config, weights, found.context, parts)
         return GpuRunner(model, parts, found.context)
@@ -51,14 +53,16 @@ def gpu_runner(
 
 
 def _compile(
-    config: Config, weights: Weights, on_gpu: Iterable[str], index: int, report: Report
+    config: Config, weights: Weights, on_gpu: Iterable[str], index: int, cache: str, report: Report
 ) -> None:
     """Compile the kernels that the disk lacks."""
     formats: dict[bool, set[str]] = {False: set(), True: set()}
     for name in on_gpu:
         formats["_exps." in name].add(weights[name].format.name)
     arch = architecture(index)
-    for done, total in warmup(kernels(arch, config, formats[False], formats[True]), arch):
+    eight_bit = cache == cache_layout.IN_8_BITS
+    wanted = kernels(arch, config, formats[False], formats[True], eight_bit)
+    for done, total in warmup(wanted, arch):
         if total:
             report(Progress("Compiling GPU kernels, first run only", done, total, "kernels"))
 

@@ -29,6 +29,7 @@ from localr1.engine.runner import Runner, not_finite
 from localr1.engine.sampler import Sampler
 from localr1.errors import BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
+from localr1.models import cache_layout
 from localr1.models.gguf import GGUFFile
 from offload.memory import available_bytes
 from offload.placement import Placement
@@ -128,6 +129,7 @@ def load_llama_cpp(
     stop_ids: frozenset[int],
     *,
     device: str = AUTO,
+    cache: str = cache_layout.IN_16_BITS,
     vram: int | None = None,
     ram: int | None = None,
     context: int | None = None,
@@ -135,12 +137,14 @@ def load_llama_cpp(
     residency: str = AUTO,
     report: Report = lambda progress: None,
 ) -> Engine:
-    """An engine over llama.cpp for an open file, planned like ours; arguments as `load_engine`.
+    """An engine over llama.cpp for an open file, planned like ours; arguments as `load_engine`;
+    its cache is in 16 bits, whatever `cache` says.
 
     `vram` in bytes that we may use (default: what is free on the GPUs llama.cpp can use). Raises
     Unsupported (it is not installed, or cannot go back to an earlier token), DoesNotFit, BadFile.
     """
     lib = llama_library.require()
+    cache_layout.checked(cache)
     if residency not in (AUTO, MAPPED):
         hint = "leave --residency out, or take --engine hybrid"
         raise Unsupported("llama.cpp maps its files, and keeps them no other way", hint)
@@ -157,7 +161,7 @@ def load_llama_cpp(
     except Crashed as error:
         raise _not_loaded(source.path.name, str(error)) from error
     runner = LlamaRunner(lib, model, made, found.context)
-    return Engine(runner, stop_ids, found, notes("", runner, found))
+    return Engine(runner, stop_ids, found, notes("", runner, found, cache))
 
 
 def _vram(device: str, limit: int | None) -> int:

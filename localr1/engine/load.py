@@ -15,10 +15,12 @@ from localr1.engine.runner import Runner, TransformerRunner
 from localr1.errors import USAGE, BadFile, DoesNotFit, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.interrupts import HeldInterrupts
-from localr1.models import inventory
+from localr1.models import cache_layout, inventory
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.gguf import GGUFFile
+from localr1.models.inventory import Inventory
+from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Weights
 from localr1.models.shapes import check_shapes
 from localr1.models.source import Source
@@ -28,6 +30,7 @@ from offload.hardware import Hardware
 from offload.placement import Placement, Tier
 from offload.planner import LEAST_CONTEXT, plan
 from offload.residency import AUTO, MAPPED, holder, release
+from offload.shortage import in_8_bits
 
 Report = Callable[[Progress], None]
 
@@ -40,6 +43,7 @@ def load_engine(
     stop_ids: frozenset[int],
     *,
     device: str = AUTO_DEVICE,
+    cache: str = cache_layout.IN_16_BITS,
     vram: int | None = None,
     ram: int | None = None,
     context: int | None = None,
@@ -49,17 +53,21 @@ def load_engine(
 ) -> Engine:
     """Bring the weights to where the plan has them, build the model there and an empty cache.
 
-    `device` "cpu", "cuda" or "auto"; `vram` and `ram` in bytes that we may use (default: what is
-    free); `context` in tokens (default: the model's own, at most 16,384), less where memory is
-    short: the engine's `placement` tells. `residency` "auto", "mapped" or "owned"
-    (docs/placement.md). Raises DoesNotFit before anything big is allocated, Unsupported.
+    `device` "cpu", "cuda" or "auto"; `cache` "16bit" or "8bit", of a GPU's; `vram` and `ram` in
+    bytes that we may use (default: what is free); `context` in tokens (default: the model's own, at
+    most 16,384), less where memory is short: the engine's `placement` tells. `residency` "auto",
+    "mapped" or "owned" (docs/placement.md). Raises DoesNotFit before anything big is
+    allocated, Unsupported.
     """
+    cache_layout.checked(cache)
     formats = check_shapes(config, source)
     machine = room(device, ram, vram, threads, report)
     asked = asked_context(config.max_context, context)
-    found = placement(source, config, asked, machine.hardware, residency)
+    stock = inventory.from_source(source, config).with_cache(cache)
+    found = placement(source.path.name, stock, asked, machine.hardware, residency)
     if device == CUDA and not found.gpu:
         raise _not_on_the_gpu(source.path.name, found)
+    roomier = in_8_bits(stock.weights, machine.hardware, stock.demands, found)
     weights = _bring_in(source, residency, found, report)
     cpu_experts.set_threads(threads)
     runner: Runner
@@ -68,23 +76,37 @@ def load_engine(
 
         in_ram = _names(source, found, Tier.RAM)
         _compile({weights[name].format.name for name in in_ram}, (), report)
-        runner = gpu_runner(config, weights, found, machine.gpu, report)
+        runner = gpu_runner(config, weights, found, machine.gpu, cache, report)
         _release(source, found)
     else:
         attention = LATENT if isinstance(config, ModelConfig) else GROUPED
         _compile(formats, (attention,), report)
         runner = TransformerRunner(Transformer(config, weights, found.context), found.context)
-    return Engine(runner, stop_ids, found, notes(machine.problem, runner, found))
+    told = notes(machine.problem, runner, found, cache, roomier)
+    return Engine(runner, stop_ids, found, told)
 
 
-def notes(problem: str, runner: Runner, found: Placement) -> list[str]:
-    """What a user should know of how the model was loaded."""
+def notes(
+    problem: str, runner: Runner, found: Placement, cache: str, roomier: Placement | None = None
+) -> list[str]:
+    """What a user should know of how the model was loaded. `roomier`: the plan with an 8-bit cache,
+    where that has room for more.
+    """
     told = [problem, runner.problem]
     if found.context < found.asked_context:
+        ways = "localr1 plan says why"
+        if roomier:
+            ways += f"; --cache 8bit makes room for {roomier.context:,}"
         told.append(
             f"memory is short: the context is {found.context:,} tokens, not"
-            f" {found.asked_context:,} (localr1 plan says why)"
+            f" {found.asked_context:,} ({ways})"
         )
+    elif roomier:
+        told.append("the GPU has no room for this context; with --cache 8bit it has")
+    if cache != cache_layout.IN_16_BITS and not isinstance(runner.cache, KVCache):
+        told.append("llama.cpp keeps its cache in 16 bits: --cache 8bit is for our engine")
+    elif cache != cache_layout.IN_16_BITS and not found.gpu:
+        told.append("the cache is kept in 32 bits: --cache 8bit is for a GPU")
     return [note for note in told if note]
 
 
@@ -114,26 +136,23 @@ def asked_context(most: int, asked: int | None) -> int:
     return asked
 
 
-def placement(
-    source: Source, config: Config, context: int, machine: Hardware, how: str
-) -> Placement:
-    """The plan for an open model on what is free of this machine.
+def placement(name: str, stock: Inventory, context: int, machine: Hardware, how: str) -> Placement:
+    """The plan for the model called `name` on what is free of this machine.
 
     Weights that do not fit are refused, unless someone asked for them to be mapped: then the disk
     is read for every token. Cache and workspace must always fit. Raises DoesNotFit.
     """
-    stock = inventory.from_source(source, config)
     found = plan(stock.weights, machine, context, stock.demands)
     if found.fits or (found.works and how == MAPPED):
         return found
-    raise does_not_fit(source.path.name, found)
+    raise does_not_fit(name, found)
 
 
 def _not_on_the_gpu(name: str, found: Placement) -> DoesNotFit:
     free = found.gpu_room / (1 << 30)
     return DoesNotFit(
         f"{name} cannot use the GPU with {free:.1f} GiB of free VRAM",
-        "localr1 plan shows what it needs there; a smaller --context needs less",
+        "localr1 plan shows what it needs there; a smaller --context or --cache 8bit needs less",
     )
 
 

@@ -24,18 +24,30 @@ from localr1.gpu.sizes import AnySizes, GroupedSizes
 
 
 def kernels(
-    arch: int, sizes: AnySizes, formats: Iterable[str], experts: Iterable[str]
+    arch: int,
+    sizes: AnySizes,
+    formats: Iterable[str],
+    experts: Iterable[str],
+    eight_bit: bool = False,
 ) -> Iterator[Configuration]:
     """For a model of `sizes` whose weights on the GPU have `formats`; those of routed experts that
-    lie there too `experts`.
+    lie there too `experts`; with a cache of 8 bits a value or of 16.
     """
     yield from linear_configurations.configurations(arch, sizes, formats, tokens=(1,))
     for module in (activation, mailbox, norm, sampling):
         yield from module.configurations(arch, sizes)
     if isinstance(sizes, GroupedSizes):
         for module in (gqa, gqa_prefill, gqa_rope):
-            yield from module.configurations(arch, sizes)
+            yield from of_cache(module.configurations(arch, sizes), eight_bit)
         return
     yield from linear_configurations.chosen(arch, sizes, experts)
     for module in (cache_rows, mla, mla_prefill, rope, router):
-        yield from module.configurations(arch, sizes)
+        yield from of_cache(module.configurations(arch, sizes), eight_bit)
+
+
+def of_cache(every: Iterable[Configuration], eight_bit: bool) -> Iterator[Configuration]:
+    """Those that take such a cache's scales, or their absence, or neither."""
+    for configuration in every:
+        takes = "scales" in configuration.fn.arg_names
+        if not takes or ("scales" in configuration.signature) == eight_bit:
+            yield configuration

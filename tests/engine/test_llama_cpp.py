@@ -147,6 +147,12 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded() -> None:
         load(smollm2(), device="cuda")
 
 
+def test_an_8bit_cache_is_not_its_own() -> None:
+    llm = localr1.load("tiny-r1", engine="llama.cpp", device="cpu", context=64, cache="8bit")
+    (note,) = llm.engine.notes
+    assert note.startswith("llama.cpp keeps its cache in 16 bits")
+
+
 def test_nothing_of_its_log_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
     llm = load(context=64)
     list(llm.generate([5, 6, 7], SamplingParams(max_tokens=3)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 
 import localr1
-from localr1.engine import device
-from localr1.errors import DoesNotFit, LocalR1Error, Unsupported
+from localr1 import registry
+from localr1.engine import device, load
+from localr1.errors import USAGE, DoesNotFit, LocalR1Error, Unsupported
 from localr1.models import inventory
+from localr1.models.architecture import config_from_hf
 from localr1.models.source import open_source, read_config
 from offload.hardware import on_paper
 from offload.placement import Tier
 from offload.planner import LEAST_CONTEXT, plan
+from offload.shortage import in_8_bits
 from tests import toy
 
 IDS = [5, 6, 7, 8]
@@ -61,6 +64,27 @@ def test_the_context_shrinks_before_a_model_is_refused(monkeypatch: pytest.Monke
     assert llm.engine.placement.asked_context == 2048
     assert [note.startswith("memory is short") for note in llm.engine.notes] == [True]
     assert llm.logits(IDS).shape == (4, 768)
+
+
+def test_an_8bit_cache_is_a_way_out_of_a_short_context() -> None:
+    entry = registry.entries()["r1-distill-7b"]
+    stock = inventory.from_rule(config_from_hf(entry.config), "Q4_K_M")
+    machine = on_paper(vram=6 << 30, ram=8 << 30)
+    found = plan(stock.weights, machine, 131_072, stock.demands)
+    roomier = in_8_bits(stock.weights, machine, stock.demands, found)
+    runner = localr1.load("tiny-r1", device="cpu", context=64).engine.runner
+    (note,) = load.notes("", runner, found, "16bit", roomier)
+    assert "--cache 8bit makes room for 106,240" in note
+
+
+def test_an_8bit_cache_is_for_a_gpu() -> None:
+    """On the CPU the model runs with the cache it always has, and says so."""
+    llm = localr1.load("tiny-r1", device="cpu", context=64, cache="8bit")
+    assert llm.engine.notes == ["the cache is kept in 32 bits: --cache 8bit is for a GPU"]
+    assert llm.engine.cache.layout == "4 x 160 float32"
+    with pytest.raises(LocalR1Error, match="'4bit' is no cache") as caught:
+        localr1.load("tiny-r1", cache="4bit")
+    assert caught.value.code == USAGE
 
 
 def test_ram_that_is_not_there_is_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from localr1.gpu import launch
 from localr1.gpu.cubins import Configuration
 from localr1.gpu.kernels import kernels
+from localr1.models.cache_layout import CACHES, IN_8_BITS
 from localr1.models.gpu import GpuParts
 from localr1.models.source import open_source, read_config
 from localr1.models.transformer import Transformer
@@ -36,9 +37,10 @@ def told(configuration: Configuration) -> tuple[str, ...]:
     return configuration.fn.__name__, *(str(sorted(part.items())) for part in parts)
 
 
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_is_launched_that_was_not_compiled(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: set[tuple[str, ...]] = set()
 
@@ -54,12 +56,13 @@ def test_nothing_is_launched_that_was_not_compiled(
     source = open_source(MODELS[name](tmp_path))
     config = read_config(source)
     for on_gpu in PLACES.values():
-        parts = GpuParts(config, 64, "cpu", on_gpu)
+        parts = GpuParts(config, 64, "cpu", on_gpu, cache=cache)
         model = Transformer(config, source, 64, parts)
         for n_tokens in (1, 9, 20):
             *_, hidden = model.layers([0] * n_tokens, model.new_cache(64))
             model.head(hidden, last=1)
     formats = {source[name].format.name for name in source.names()}
-    compiled = {told(made) for made in kernels(parts.arch, config, formats, formats)}
+    wanted = kernels(parts.arch, config, formats, formats, cache == IN_8_BITS)
+    compiled = {told(made) for made in wanted}
     assert launched
     assert not sorted(launched - compiled)

@@ -14,6 +14,7 @@ from localr1 import cli
 from localr1.engine import load as loading
 from localr1.errors import BadFile, DoesNotFit, LocalR1Error
 from localr1.events import Progress
+from localr1.models import inventory
 from localr1.models.source import open_source, read_config
 from offload import syscalls
 from offload.hardware import on_paper
@@ -69,7 +70,8 @@ def test_a_file_cut_after_it_was_opened_is_a_bad_file(name: str, tmp_path: Path)
     shutil.copy(toy.TINY_R1, path)
     source = open_source(path)
     machine = on_paper(vram=None, ram=1 << 34)
-    found = loading.placement(source, read_config(source), 64, machine, name)
+    stock = inventory.from_source(source, read_config(source))
+    found = loading.placement(path.name, stock, 64, machine, name)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(BadFile, match="changed while it was loaded"):
         loading._bring_in(source, name, found, lambda progress: None)
@@ -106,8 +108,9 @@ def test_the_flag_reaches_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LocalR1Error("stop here")
 
     monkeypatch.setattr(localr1, "load", load)
-    monkeypatch.setattr("sys.argv", ["localr1", "run", "tiny-r1", "hi", "--residency", "owned"])
+    flags = ["--residency", "owned", "--cache", "8bit"]
+    monkeypatch.setattr("sys.argv", ["localr1", "run", "tiny-r1", "hi", *flags])
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     with pytest.raises(SystemExit):
         cli.main()
-    assert seen["residency"] == "owned"
+    assert (seen["residency"], seen["cache"]) == ("owned", "8bit")
