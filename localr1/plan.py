@@ -6,6 +6,7 @@ Text only: the choices come from localr1.choices, their plans from offload.plann
 
 from __future__ import annotations
 
+import difflib
 import re
 import textwrap
 from collections.abc import Collection, Sequence
@@ -26,6 +27,7 @@ _COLUMN = 37
 _WORDS = {
     "ram_bandwidth": "RAM {:.0f} GB/s",
     "gpu.bandwidth": "VRAM {:.0f} GB/s",
+    "gpu.pcie": "PCIe {:.0f} GB/s",
     "int8_ops": "CPU {:.1f} int8 TOP/s",
     "disk_bandwidth": "disk {:.1f} GB/s",
 }
@@ -79,7 +81,17 @@ def verdict(choice: Choice, roomier: Choice | None = None) -> str:
     short = f"{choice.name} does not fit: {gib(plan.shortfall)} of RAM are missing"
     if not plan.works:
         return f"{short}, and it cannot run from the disk either."
-    return f"{short}; {gib(plan.disk_bytes)} would be read from the disk, again and again."
+    on_disk = f"{gib(plan.disk_bytes)} would be read from the disk, again and again"
+    return f"{short}; with --residency mapped {on_disk}."
+
+
+def _instead(choice: Choice, others: Sequence[Choice]) -> str:
+    """The best of the others that fits, where the choice does not; one sentence, or none."""
+    fitting = [other for other in others if other.fits]
+    if choice.fits or not fitting:
+        return ""
+    tps = speed(fitting[0].decode_tps)
+    return f" {fitting[0].name} fits, and writes {tps} tokens/s."
 
 
 def _weights_in_ram(choice: Choice) -> bool:
@@ -103,7 +115,7 @@ def card(
     `given`: facts of `hardware` that its user typed; `roomier` as for `verdict`.
     """
     parts = [
-        textwrap.fill(verdict(choice, roomier), _WIDTH),
+        textwrap.fill(verdict(choice, roomier) + _instead(choice, others), _WIDTH),
         _places(choice),
         _speeds(choice),
         _footing(choice, hardware, given),
@@ -152,13 +164,14 @@ def _footing(choice: Choice, hardware: Hardware, given: Collection[str]) -> str:
     }
     gpu = usable_gpu(hardware)
     if choice.placement.gpu and gpu:
-        facts["gpu.bandwidth"] = gpu.bandwidth / _GB
+        facts |= {"gpu.bandwidth": gpu.bandwidth / _GB, "gpu.pcie": gpu.pcie / _GB}
     lines = []
     told: dict[str, list[str]] = {"given": [], "measured": [], "assumed": []}
     for name, value in facts.items():
         word = "assumed" if name in hardware.assumed else "measured"
         told["given" if name in given else word].append(_WORDS[name].format(value))
-    lines += [f"{word}: {', '.join(texts)}" for word, texts in told.items() if texts]
+    for word, texts in told.items():
+        lines += textwrap.wrap(f"{word}: {', '.join(texts)}", _WIDTH) if texts else []
     source = "by its quant's rule, within 0.2 %"
     if choice.exact:
         source = "of the file itself"
@@ -255,8 +268,10 @@ def explain(choice: Choice, name: str) -> str:
     weights = [w for w in choice.stock.weights if name == w.name]
     weights = weights or [w for w in choice.stock.weights if name in w.name or name == w.kind]
     if not weights:
-        names = sorted({re.sub(r"^blk\.\d+\.", "", w.name) for w in choice.stock.weights})
-        raise LocalR1Error(f"{choice.name} has no weight {name!r}", f"it has {', '.join(names)}")
+        names = sorted({re.sub(r"^blk\.\d+\.|\.weight$", "", w.name) for w in choice.stock.weights})
+        near = difflib.get_close_matches(name, names, n=4, cutoff=0.4) or names[:4]
+        hint = f"it has {', '.join(near)} and others; `localr1 plan` names their kinds"
+        raise LocalR1Error(f"{choice.name} has no weight {name!r}", hint)
     paragraphs = []
     for kind, tier in dict.fromkeys((w.kind, choice.placement.tier(w.name)) for w in weights):
         group = [w for w in weights if (w.kind, choice.placement.tier(w.name)) == (kind, tier)]

@@ -1,4 +1,4 @@
-"""Sizes as people write them: "24GiB", "404.4 GB", or a bare number of a unit that is agreed on."""
+"""Sizes as people write them: "24GiB", "404.4 GB", "16k" tokens, or a number of an agreed unit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ class Size(int):
     def __reduce__(self) -> tuple[type[Size], tuple[str]]:
         """How a copy is made: a bare number of bytes would be taken for GiB."""
         return Size, (f"{int(self)}b",)
+
+
+class Tokens(int):
+    """A number of tokens: `Tokens("16k")` is 16,384. Raises ValueError."""
+
+    def __new__(cls, tokens: str | int) -> Tokens:
+        """From text, or from a number."""
+        words = str(tokens).strip().lower().replace(",", "")
+        number = words.removesuffix("k")
+        return super().__new__(cls, int(number) * (1 if number == words else 1024))
 
 
 def parse_size(text: str, bare: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -82,7 +83,10 @@ def test_a_quant_that_does_not_fit_is_told_with_ways_out(say: Any) -> None:
     code, out, _ = say("r1:Q4_K_M", "--vram", "24", "--ram", "382GB")
     assert code == 4
     assert out.startswith("deepseek-r1:Q4_K_M does not fit: 12.")
-    assert "deepseek-r1:Q3_K_M" in out and "r1-distill" in out
+    said = " ".join(out.partition("\n\n")[0].split())
+    assert "with --residency mapped 13.6 GiB" in said
+    assert re.search(r"again\. deepseek-r1:Q3_K_M fits, and writes \d+\.\d tokens/s\.$", said)
+    assert "r1-distill" in out
     asked = say("r1", "--quant", "q4_k_m", "--vram", "24", "--ram", "382GB")
     assert asked[:2] == (code, out)
 
@@ -143,7 +147,8 @@ def test_reasons(say: Any) -> None:
     _, row, _ = say("r1", *machine, "--explain", "token_embd")
     assert "looks up" in row
     code, _, err = say("r1", *machine, "--explain", "nonsense")
-    assert code == 1 and "attn_q_a" in err
+    assert code == 1 and "and others" in err and err.count("\n") == 2
+    assert "attn_q_a, " in say("r1", *machine, "--explain", "atn_q_a")[2]
 
 
 def test_a_file_is_planned_to_the_byte(say: Any) -> None:
@@ -180,6 +185,7 @@ def test_given_bandwidths_are_not_assumed(say: Any) -> None:
     assert "measured" not in slow and "given: RAM 100 GB/s" in slow
     assert slow.splitlines()[0] == quick.splitlines()[0]
     assert slow != quick
+    assert "given: PCIe 7 GB/s" in say("r1", "--vram", "24", "--ram", "382", "--pcie", "7")[1]
 
 
 def test_the_usual_quant_is_tried_first() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from localr1.errors import LocalR1Error
 from localr1.settings import Settings, models_folder
-from localr1.sizes import GIB, Size, parse_size
+from localr1.sizes import GIB, Size, Tokens, parse_size
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,19 @@ def test_what_is_no_size(text: str) -> None:
         Size(text)
     with pytest.raises(LocalR1Error, match="it takes a size such as 24GiB"):
         Settings({"ram": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("16k", 16_384), ("16384", 16_384), (4096, 4096), (" 128K ", 131_072)]
+)
+def test_tokens(text: str | int, tokens: int) -> None:
+    assert Tokens(text) == Settings({"context": text})["context"] == tokens
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.5k", "many", "16 kk", "0", "-1"])
+def test_what_is_no_number_of_tokens(text: str) -> None:
+    with pytest.raises(LocalR1Error, match="it takes a number of tokens such as 16384 or 16k"):
+        Settings({"context": text})
 
 
 @given(st.integers(0, 1 << 50))

@@ -160,7 +160,9 @@ def does_not_fit(name: str, found: Placement) -> DoesNotFit:
     """What is missing, and every way out that this plan leaves."""
     gib = 1 << 30
     need = found.ram_room + found.shortfall
-    problem = f"{name} needs {need / gib:.1f} GiB of RAM and {found.ram_room / gib:.1f} GiB is free"
+    digits = 1 if found.shortfall >= gib else 2
+    sizes = f"{need / gib:.{digits}f} GiB of RAM and {found.ram_room / gib:.{digits}f} GiB is free"
+    problem = f"{name} needs {sizes}"
     hint = "take a smaller file"
     if found.asked_context > LEAST_CONTEXT:
         hint += f", or --context {LEAST_CONTEXT}"
