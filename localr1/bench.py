@@ -68,6 +68,8 @@ def run(model: str, **options: Any) -> dict[str, Any]:
     with ProgressLine(sys.stderr) as progress:
         llm = localr1.load(model, engine="hybrid", progress=progress.show, **options)
     load_seconds = time.perf_counter() - began
+    for note in llm.engine.notes:
+        print(note, file=sys.stderr)
     used = cpu_experts.get_threads()
     source = open_source(llm.path)
     touched = bytes_per_token(source, llm.config)
