@@ -29,44 +29,8 @@ def high_half(word):
 
 @triton.jit
 def load_bytes(plane, start, lane):
-    """The 16 bytes from `start` on: uint32 `[..., 16]`, or as words `[..., 4]` if `lane` has 4."""
-    if lane.shape[len(lane.shape) - 1] == 4:
-        words = plane.to(tl.pointer_type(tl.uint32))
-        loaded = tl.load(words + tl.expand_dims(start // 4, -1) + lane)
-    else:
-        loaded = tl.load(plane + tl.expand_dims(start, -1) + lane).to(tl.uint32)
-    return loaded
-
-
-@triton.jit
-def field(packed, MASK: tl.constexpr, BYTE: tl.constexpr):
-    """The bits of MASK of bytes `[..., 16]` as a code; of words `[..., 4]` those of byte BYTE, 256
-    times as large where BYTE is odd.
-    """
-    if BYTE < 0:
-        bits = packed & MASK
-    else:
-        bits = (packed >> (16 * (BYTE // 2))) & (MASK << (8 * (BYTE % 2)))
-    return as_float(bits)
-
-
-@triton.jit
-def byte_of(packed, BYTE: tl.constexpr):
-    """Bytes `[..., 16]` themselves, or byte BYTE of words `[..., 4]`."""
-    if BYTE < 0:
-        byte = packed
-    else:
-        byte = (packed >> (8 * BYTE)) & 0xFF
-    return byte
-
-
-@triton.jit
-def in_order(values, TURNED: tl.constexpr):
-    """`[m, n, 16]` in the order of the row's values, where bytes were turned (formats.py)."""
-    if TURNED:
-        fours = tl.reshape(values, [values.shape[0], values.shape[1], 4, 4])
-        values = tl.reshape(tl.permute(fours, (0, 1, 3, 2)), values.shape)
-    return values
+    """uint32 `[..., 16]`: the 16 bytes from `start` on."""
+    return tl.load(plane + tl.expand_dims(start, -1) + lane).to(tl.uint32)
 
 
 @triton.jit
@@ -82,27 +46,23 @@ def load_half(plane, place):
 
 
 @triton.jit
-def shifted_bit(packed, mask, factor, BYTE: tl.constexpr):
-    """The bit of `mask` (a power of two) as `field` gives it, times `factor`.
+def shifted_bit(byte, mask, factor):
+    """The bit of `mask` (a power of two) in bytes `[..., 16]`, as code times `factor`.
 
     `mask` and `factor` hold one value for each 16; a product shifts where a shift of each byte by
     another distance would cost more.
     """
-    if BYTE < 0:
-        bits = packed & tl.expand_dims(mask, -1)
-    else:
-        bits = (packed >> (16 * (BYTE // 2))) & tl.expand_dims(mask << (8 * (BYTE % 2)), -1)
-    return as_float(bits) * tl.expand_dims(factor, -1)
+    found = as_float(byte & tl.expand_dims(mask, -1))
+    return found * tl.expand_dims(factor, -1)
 
 
 @triton.jit
-def iq4(packed, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def iq4(byte, GROUP: tl.constexpr):
     """IQ4's sixteen values (-127 to 113), of the low nibbles or (GROUP 1) the high, as float32.
 
     They follow a polynomial to within 0.4, so rounding it gives them all; a table in memory would
     cost a load for each weight. The nibble becomes a number as the end of a float32's mantissa.
     """
-    byte = byte_of(packed, BYTE)
     if GROUP == 0:
         n = as_float((byte & 0x0F) | 0x4B000000) - (2.0**23 + 7)
     else:

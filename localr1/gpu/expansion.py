@@ -11,7 +11,7 @@ def expand_kernel(
     data, scales, out, n_blocks, rows, cols,
     LOAD: tl.constexpr, DEQUANTISE: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr,
     HALVES: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, TERMS: tl.constexpr,
-    UP: tl.constexpr, TURNED: tl.constexpr, WIDTH: tl.constexpr,
+    UP: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """out[row, :], for row `program_id(0)` of matrix `program_id(1)`; out is contiguous."""
     row = tl.program_id(0)
@@ -28,10 +28,9 @@ def expand_kernel(
         c = tl.minimum(c, n_chunks - 1)
         block = first * blocks + c // CHUNKS
         parts = LOAD(data, scales, n_blocks.to(tl.int64), block, row, c, lane, cols)
-        value = lane % 4 * 4 + lane // 4 if TURNED else lane
-        k = tl.expand_dims(c // HALVES * SPAN + c % HALVES * 16, 1) + value
+        k = tl.expand_dims(c // HALVES * SPAN + c % HALVES * 16, 1) + lane
         for group in tl.static_range(GROUPS):
-            terms = DEQUANTISE(parts, c, group, -1)
+            terms = DEQUANTISE(parts, c, group)
             weights = terms[0] * UP
             if TERMS > 1:
                 weights *= tl.expand_dims(terms[1], -1)

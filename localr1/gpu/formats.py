@@ -3,9 +3,7 @@
 Blocks keep their bytes, but on their way up each block's parts are laid apart: first the values of
 all blocks, then the scales of all blocks (a *plane* for each part, in the order of `planes`). Every
 row then begins at a multiple of 16 bytes of each plane of values and is read 16 bytes at a time,
-which blocks of 34 or 210 bytes would not allow. In planes of values (`turned`) each 16 bytes are a
-matrix of 4 x 4, transposed: byte b of word w is what was byte 4 * b + w, so that bytes b of the
-four words meet activations that lie side by side. No byte is added: planes are as large as the
+which blocks of 34 or 210 bytes would not allow. No byte is added: planes are as large as the
 file's blocks.
 
 Kernels walk over *chunks*: 16 bytes of the first plane. A chunk's values come in `groups` of 16
@@ -13,15 +11,14 @@ that lie `group_step` apart in the row; chunk c begins at `c // halves * span + 
 Two functions know a format's bits, and nothing else does:
 
     parts = load(data, scales, n_blocks, block, row, c, lane, cols)
-    code, a, b = dequantise(parts, c, GROUP, BYTE)   weight = code * UP * a + b
+    code, a, b = dequantise(parts, c, GROUP)         weight = code * UP * a + b
 
 They take tensors of any rank: `block`, `row` and `c` have a place for each chunk (or broadcast to
-it), `lane` and what comes of it has one axis more: of 16 bytes, with BYTE -1, or of 4 words, of
-which BYTE is taken. `code` is the value as bits at the lower end of a float32, so a subnormal
-number, exact: a mask makes it, no conversion. In words no byte is moved but by 16 bits, so codes of
-odd bytes are `odd` times as large. UP (2 to the 100th) brings codes back among normal numbers;
-kernels multiply it into the activations instead, once for many rows. A format without a b, or
-without both, returns a shorter tuple.
+it), `lane` and what comes of it has one axis more, of 16. `code` is the value as bits at the lower
+end of a float32, so a subnormal number, exact: a mask makes it, no conversion. UP (2 to the 100th)
+brings it back among normal numbers; kernels multiply it into the activations instead, once for many
+rows. A format without a
+b, or without both, returns a shorter tuple.
 """
 
 from __future__ import annotations
@@ -51,8 +48,6 @@ class GpuFormat:
     dequantise: Any
     terms: int = 3  # of (code, a, b), those that `dequantise` returns
     up: float = 2.0**100
-    odd: float = 256.0  # how much larger codes are in the odd bytes of words
-    turned: tuple[int, ...] = (0,)  # planes whose bytes are
 
     @property
     def block_bytes(self) -> int:
@@ -81,7 +76,7 @@ class GpuFormat:
 
 def _float(name: str, n_bytes: int, load: Any) -> GpuFormat:
     plain = formats_float.dequantise_plain
-    return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, load, plain, 1, 1.0, 1.0, ())
+    return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, load, plain, 1, 1.0)
 
 
 def _row(
@@ -93,11 +88,7 @@ def _row(
     load, dequantise = (getattr(module, f"{do}_{name.lower()}") for do in ("load", "dequantise"))
     terms = 2 if name.startswith("IQ4") else 3
     walk = groups, step, halves, span
-    odd = 1.0 if name.startswith("IQ4") else 256.0
-    turned = {"Q3_K": (0, 1), "Q5_K": (0, 2), "Q6_K": (0, 1)}.get(name, (0,))
-    return GpuFormat(
-        name, planes, block_values, *walk, load, dequantise, terms, odd=odd, turned=turned
-    )
+    return GpuFormat(name, planes, block_values, *walk, load, dequantise, terms)
 
 
 #                            planes of a block                     groups, step, halves, span
@@ -107,7 +98,7 @@ GPU_FORMATS: dict[str, GpuFormat] = {
         _float("F32", 4, formats_float.load_f32),
         _float("F16", 2, formats_float.load_f16),
         _float("BF16", 2, formats_float.load_bf16),
-        GpuFormat("FP8_E4M3", ((0, 16),), 16, 1, 0, 1, 16, load_fp8, dequantise_fp8, 2, odd=1.0),
+        GpuFormat("FP8_E4M3", ((0, 16),), 16, 1, 0, 1, 16, load_fp8, dequantise_fp8, 2),
         _row("Q4_0", ((2, 18), (0, 2)), 2, 16, 1, 32),
         _row("Q4_1", ((4, 20), (0, 4)), 2, 16, 1, 32),
         _row("Q5_0", ((6, 22), (2, 6), (0, 2)), 2, 16, 1, 32),

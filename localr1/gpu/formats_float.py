@@ -5,42 +5,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from localr1.gpu.bits import SUBNORMAL, as_float, byte_of, load_bytes
-
-
-@triton.jit
-def _load(plane, block, lane):
-    """16 numbers from `16 * block` on; as four of `[..., 4]` if `lane` has 4."""
-    first = plane + tl.expand_dims(block * 16, -1) + lane
-    if lane.shape[len(lane.shape) - 1] == 4:
-        parts = tl.load(first), tl.load(first + 4), tl.load(first + 8), tl.load(first + 12)
-    else:
-        parts = (tl.load(first),)
-    return parts
+from localr1.gpu.bits import SUBNORMAL, as_float, load_bytes
 
 
 @triton.jit
 def load_f32(data, scales, n_blocks, block, row, c, lane, cols):
     """16 float32 of each chunk."""
-    return _load(data.to(tl.pointer_type(tl.float32)), block, lane)
+    return (tl.load(data.to(tl.pointer_type(tl.float32)) + tl.expand_dims(block * 16, -1) + lane),)
 
 
 @triton.jit
 def load_f16(data, scales, n_blocks, block, row, c, lane, cols):
     """16 float16 of each chunk."""
-    return _load(data.to(tl.pointer_type(tl.float16)), block, lane)
+    return (tl.load(data.to(tl.pointer_type(tl.float16)) + tl.expand_dims(block * 16, -1) + lane),)
 
 
 @triton.jit
 def load_bf16(data, scales, n_blocks, block, row, c, lane, cols):
     """16 bfloat16 of each chunk."""
-    return _load(data.to(tl.pointer_type(tl.bfloat16)), block, lane)
+    bits = tl.load(data.to(tl.pointer_type(tl.uint16)) + tl.expand_dims(block * 16, -1) + lane)
+    return (as_float(bits.to(tl.uint32) << 16),)
 
 
 @triton.jit
-def dequantise_plain(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_plain(parts, c, GROUP: tl.constexpr):
     """The values themselves."""
-    return (parts[0 if BYTE < 0 else BYTE].to(tl.float32),)
+    return (parts[0].to(tl.float32),)
 
 
 @triton.jit
@@ -52,8 +42,7 @@ def load_fp8(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_fp8(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_fp8(parts, c, GROUP: tl.constexpr):
     """e4m3 by moving its bits: exponent and mantissa to a float32's lower end, subnormals too."""
-    byte = byte_of(parts[0], BYTE)
-    code = as_float(((byte & 0x7F) << 20) | ((byte & 0x80) << 24))
+    code = as_float(((parts[0] & 0x7F) << 20) | ((parts[0] & 0x80) << 24))
     return code, parts[1] * (SUBNORMAL / 2.0**29)  # biases 127 and 7: code is 2**-120 of it

@@ -13,7 +13,6 @@ import triton.language as tl
 from localr1.gpu.bits import (
     SUBNORMAL,
     as_float,
-    field,
     high_half,
     iq4,
     load_bytes,
@@ -25,9 +24,9 @@ from localr1.gpu.bits import (
 
 
 @triton.jit
-def _pairs(packed, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def _pairs(byte, GROUP: tl.constexpr):
     """Bits 2 * GROUP and the next: the code of value 4**GROUP * q."""
-    return field(packed, 3 << (2 * GROUP), BYTE)
+    return as_float(byte & (3 << (2 * GROUP)))
 
 
 @triton.jit
@@ -47,12 +46,12 @@ def load_q2_k(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q2_k(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q2_k(parts, c, GROUP: tl.constexpr):
     """d * scale * q - dmin * minimum."""
     packed = parts[2 + GROUP]
     factor = low_half(parts[1]) * (packed & 15).to(tl.float32)
     minimum = high_half(parts[1]) * (packed >> 4).to(tl.float32)
-    return _pairs(parts[0], GROUP, BYTE), factor * (SUBNORMAL / 4**GROUP), -minimum
+    return _pairs(parts[0], GROUP), factor * (SUBNORMAL / 4**GROUP), -minimum
 
 
 @triton.jit
@@ -71,7 +70,7 @@ def load_q3_k(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q3_k(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q3_k(parts, c, GROUP: tl.constexpr):
     """d * (scale - 32) * (q - 4), the third bit of q from the high bits."""
     j = c % 4
     half = j // 2
@@ -82,7 +81,7 @@ def dequantise_q3_k(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
     # Bit GROUP + 4 * half, as 4 * 4**GROUP.
     mask = tl.where(half == 0, 1 << GROUP, 16 << GROUP).to(tl.uint32)
     lift = tl.where(half == 0, 4.0 * 2**GROUP, 2**GROUP / 4.0)
-    code = _pairs(parts[0], GROUP, BYTE) + shifted_bit(parts[1], mask, lift, BYTE)
+    code = _pairs(parts[0], GROUP) + shifted_bit(parts[1], mask, lift)
     return code, scale * (SUBNORMAL / 4**GROUP), -4 * scale
 
 
@@ -117,16 +116,16 @@ def _six_bits(parts, c, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _nibbles(packed, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def _nibbles(byte, GROUP: tl.constexpr):
     """The code of 16**GROUP * q."""
-    return field(packed, 15 << (4 * GROUP), BYTE)
+    return as_float(byte & (15 << (4 * GROUP)))
 
 
 @triton.jit
-def dequantise_q4_k(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q4_k(parts, c, GROUP: tl.constexpr):
     """d * scale * q - dmin * minimum."""
     factor, minimum = _six_bits(parts, c, GROUP)
-    return _nibbles(parts[0], GROUP, BYTE), factor * (SUBNORMAL / 16**GROUP), -minimum
+    return _nibbles(parts[0], GROUP), factor * (SUBNORMAL / 16**GROUP), -minimum
 
 
 @triton.jit
@@ -144,13 +143,13 @@ def load_q5_k(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q5_k(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q5_k(parts, c, GROUP: tl.constexpr):
     """d * scale * q - dmin * minimum."""
     factor, minimum = _six_bits(parts, c, GROUP)
     at = c % 8 // 2 * 2 + GROUP
     mask = (1 << at).to(tl.uint32)
     lift = as_float(((127 + 4 + 4 * GROUP - at) << 23).to(tl.uint32))
-    code = _nibbles(parts[0], GROUP, BYTE) + shifted_bit(parts[5], mask, lift, BYTE)
+    code = _nibbles(parts[0], GROUP) + shifted_bit(parts[5], mask, lift)
     return code, factor * (SUBNORMAL / 16**GROUP), -minimum
 
 
@@ -175,13 +174,13 @@ def load_q6_k(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q6_k(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q6_k(parts, c, GROUP: tl.constexpr):
     """d * scale * (q - 32)."""
     scale = parts[3] * parts[4 + GROUP].to(tl.float32)
     HIGH: tl.constexpr = GROUP // 2
     # The pair stands at bit 2 * GROUP and belongs above the nibble, at 4 or 8.
-    pair = _pairs(parts[0], GROUP, BYTE) * 2.0 ** (4 + 4 * HIGH - 2 * GROUP)
-    code = _nibbles(parts[1 + GROUP % 2], HIGH, BYTE) + pair
+    pair = _pairs(parts[0], GROUP) * 2.0 ** (4 + 4 * HIGH - 2 * GROUP)
+    code = _nibbles(parts[1 + GROUP % 2], HIGH) + pair
     return code, scale * (SUBNORMAL / 16**HIGH), -32 * scale
 
 
@@ -194,10 +193,10 @@ def load_iq4_xs(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_iq4_xs(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_iq4_xs(parts, c, GROUP: tl.constexpr):
     """d * (scale - 32) * table[q]; the code is no subnormal, so UP is taken back here."""
     j = (c % 8).to(tl.uint32)
     low = (parts[2] >> (4 * j)) & 15
     high = (parts[1] >> (16 + 2 * j)) & 3
     scale = low_half(parts[1]) * ((low | (high << 4)).to(tl.float32) - 32)
-    return iq4(parts[0], GROUP, BYTE), scale * 2.0**-100
+    return iq4(parts[0], GROUP), scale * 2.0**-100

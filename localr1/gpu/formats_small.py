@@ -12,7 +12,6 @@ import triton.language as tl
 from localr1.gpu.bits import (
     SUBNORMAL,
     as_float,
-    field,
     high_half,
     iq4,
     load_bytes,
@@ -23,26 +22,24 @@ from localr1.gpu.bits import (
 
 
 @triton.jit
-def _nibbles(packed, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def _nibbles(byte, GROUP: tl.constexpr):
     """The code of the low nibbles, or 16 times that of the high ones."""
-    return field(packed, 15 << (4 * GROUP), BYTE)
+    if GROUP == 0:
+        code = as_float(byte & 0x0F)
+    else:
+        code = as_float(byte & 0xF0)
+    return code
 
 
 @triton.jit
-def _fives(packed, bits, lane, GROUP: tl.constexpr, BYTE: tl.constexpr):
-    """`_nibbles` with a fifth bit: bit `place + 16 * GROUP` of `bits` for value `place`."""
-    if BYTE < 0:
-        place = lane % 4 * 4 + lane // 4
-    else:
-        place = 4 * BYTE + lane
-    one = (16 << place).to(tl.uint32)
+def _fives(byte, bits, lane, GROUP: tl.constexpr):
+    """`_nibbles` with a fifth bit: bit `lane + 16 * GROUP` of `bits`."""
+    one = (16 << lane).to(tl.uint32)
     if GROUP == 0:
         fifth = as_float((tl.expand_dims(bits, -1) << 4) & one)
     else:
         fifth = as_float((tl.expand_dims(bits, -1) >> 12) & one) * 16
-    if BYTE == 1 or BYTE == 3:
-        fifth *= 256
-    return _nibbles(packed, GROUP, BYTE) + fifth * as_float(((127 - place) << 23).to(tl.uint32))
+    return _nibbles(byte, GROUP) + fifth * as_float(((127 - lane) << 23).to(tl.uint32))
 
 
 @triton.jit
@@ -62,9 +59,9 @@ def load_q4_0(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q4_0(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q4_0(parts, c, GROUP: tl.constexpr):
     """d * (q - 8)."""
-    return _nibbles(parts[0], GROUP, BYTE), _factor(parts[1], GROUP), -8 * parts[1]
+    return _nibbles(parts[0], GROUP), _factor(parts[1], GROUP), -8 * parts[1]
 
 
 @triton.jit
@@ -74,9 +71,9 @@ def load_q4_1(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q4_1(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q4_1(parts, c, GROUP: tl.constexpr):
     """d * q + m."""
-    return _nibbles(parts[0], GROUP, BYTE), _factor(low_half(parts[1]), GROUP), high_half(parts[1])
+    return _nibbles(parts[0], GROUP), _factor(low_half(parts[1]), GROUP), high_half(parts[1])
 
 
 @triton.jit
@@ -87,9 +84,9 @@ def load_q5_0(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q5_0(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q5_0(parts, c, GROUP: tl.constexpr):
     """d * (q - 16)."""
-    code = _fives(parts[0], parts[1], parts[3], GROUP, BYTE)
+    code = _fives(parts[0], parts[1], parts[3], GROUP)
     return code, _factor(parts[2], GROUP), -16 * parts[2]
 
 
@@ -101,9 +98,9 @@ def load_q5_1(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q5_1(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q5_1(parts, c, GROUP: tl.constexpr):
     """d * q + m."""
-    code = _fives(parts[0], parts[1], parts[3], GROUP, BYTE)
+    code = _fives(parts[0], parts[1], parts[3], GROUP)
     return code, _factor(low_half(parts[2]), GROUP), high_half(parts[2])
 
 
@@ -114,9 +111,9 @@ def load_q8_0(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_q8_0(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_q8_0(parts, c, GROUP: tl.constexpr):
     """d * q, as d * (q + 128) - 128 * d."""
-    return field(parts[0] ^ 0x80808080, 0xFF, BYTE), parts[1] * SUBNORMAL, -128 * parts[1]
+    return as_float(parts[0] ^ 0x80), parts[1] * SUBNORMAL, -128 * parts[1]
 
 
 @triton.jit
@@ -126,6 +123,6 @@ def load_iq4_nl(data, scales, n_blocks, block, row, c, lane, cols):
 
 
 @triton.jit
-def dequantise_iq4_nl(parts, c, GROUP: tl.constexpr, BYTE: tl.constexpr):
+def dequantise_iq4_nl(parts, c, GROUP: tl.constexpr):
     """d * table[q]; the code is no subnormal, so UP is taken back here."""
-    return iq4(parts[0], GROUP, BYTE), parts[1] * 2.0**-100
+    return iq4(parts[0], GROUP), parts[1] * 2.0**-100

@@ -1,8 +1,8 @@
 """Weights times the activations of a few tokens, straight from the weights' blocks.
 
 Decoding reads every weight once for a handful of operations, so memory's bandwidth is the limit. A
-thread takes chunks of 16 bytes (formats.py) as four words, keeps the activations that they meet in
-registers and uses them for several rows; sums are float32. Nothing is staged in shared memory.
+thread takes chunks of 16 bytes (formats.py), keeps the activations that they meet in registers and
+uses them for several rows; sums are float32. Nothing is staged in shared memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def gemv_kernel(
     x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, DEQUANTISE: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr,
     HALVES: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, TERMS: tl.constexpr,
-    UP: tl.constexpr, ODD: tl.constexpr, TOKENS: tl.constexpr, GATED: tl.constexpr,
+    UP: tl.constexpr, TOKENS: tl.constexpr, GATED: tl.constexpr,
     REPEAT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
     PDL: tl.constexpr = False,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def gemv_kernel(
     chosen = matrix if ids is None else tl.load(ids + matrix).to(tl.int64)
     n_blocks = n_blocks.to(tl.int64)
     down = tl.expand_dims(tl.arange(0, ROWS), 1)
-    lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 4), 0), 0)
+    lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 16), 0), 0)
     sums = ()
     for _ in tl.static_range(N * TOKENS):
         sums = sums + (tl.zeros([ROWS, WIDTH], tl.float32),)
@@ -62,21 +62,13 @@ def gemv_kernel(
             new = ()
             for t in tl.static_range(TOKENS):
                 token = tl.minimum(t, n_tokens - 1) * (x_token * 8)
-                own = x + token + k + group * GROUP_STEP
-                first = tl.load(own, mask=inside, other=0.0).to(tl.float32)
-                second = tl.load(own + 4, mask=inside, other=0.0).to(tl.float32)
-                third = tl.load(own + 8, mask=inside, other=0.0).to(tl.float32)
-                fourth = tl.load(own + 12, mask=inside, other=0.0).to(tl.float32)
-                total = tl.sum((first + second) + (third + fourth), 2)
-                first, second = first * UP, second * (UP / ODD)
-                third, fourth = third * UP, fourth * (UP / ODD)
+                values = tl.load(x + token + k + group * GROUP_STEP, mask=inside, other=0.0)
+                values = values.to(tl.float32)
+                total = tl.sum(values, 2)
+                values *= UP
                 for i in tl.static_range(N):
-                    terms = DEQUANTISE(parts[i], c, group, 0)
-                    product = terms[0] * first
-                    product += DEQUANTISE(parts[i], c, group, 1)[0] * second
-                    product += DEQUANTISE(parts[i], c, group, 2)[0] * third
-                    product += DEQUANTISE(parts[i], c, group, 3)[0] * fourth
-                    product = tl.sum(product, 2)
+                    terms = DEQUANTISE(parts[i], c, group)
+                    product = tl.sum(terms[0] * values, 2)
                     if TERMS > 1:
                         product = terms[1] * product
                     if TERMS > 2:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import torch
 
 from localr1.gpu.expansion import expand_kernel
+from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.gemv import gemv_kernel
 from localr1.gpu.launch import architecture, launch
 from localr1.gpu.matmul import matmul_kernel
-from localr1.gpu.tiles import FEW, GemvTile, expansion_constants, gemv_tile, matmul_tile
+from localr1.gpu.tiles import EXPANDED, FEW, GemvTile, gemv_tile, matmul_tile
 from localr1.gpu.weights import GpuWeight
 
 
@@ -90,7 +91,7 @@ def expanded(w: GpuWeight, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     n = w.shape[0] if len(w.shape) == 3 else 1
     launch(
         expand_kernel, (rows, n), w.data, w.scales, out, w.n_blocks, rows, cols,
-        **expansion_constants(w.format),
+        **GPU_FORMATS[w.format].constants(), WIDTH=EXPANDED,
     )  # fmt: skip
     return out
 

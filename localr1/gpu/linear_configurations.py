@@ -11,13 +11,7 @@ from localr1.gpu.gemv import gemv_kernel
 from localr1.gpu.launch import Configuration
 from localr1.gpu.matmul import matmul_kernel
 from localr1.gpu.sizes import R1, AnySizes, GroupedSizes, LatentSizes, ffn_widths
-from localr1.gpu.tiles import (
-    GemvTile,
-    MatmulTile,
-    expansion_constants,
-    gemv_tile,
-    matmul_tile,
-)
+from localr1.gpu.tiles import EXPANDED, GemvTile, MatmulTile, gemv_tile, matmul_tile
 
 # What products read and write, and whether they add to it.
 KINDS = [
@@ -154,7 +148,7 @@ def _matmul(
 
 
 def _expansion(name: str, out: str) -> Configuration:
-    constants = expansion_constants(name)
+    constants = GPU_FORMATS[name].constants() | {"WIDTH": EXPANDED}
     signature = {"data": "*u8", "out": out, "n_blocks": "i32", "rows": "i32", "cols": "i32"}
     return Configuration(expand_kernel, *_with_scales(name, signature, constants))
 

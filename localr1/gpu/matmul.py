@@ -10,8 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from localr1.gpu.bits import in_order
-
 
 @triton.jit
 def matmul_kernel(
@@ -19,7 +17,7 @@ def matmul_kernel(
     x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, DEQUANTISE: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr,
     HALVES: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, TERMS: tl.constexpr,
-    UP: tl.constexpr, TURNED: tl.constexpr, PRECISE: tl.constexpr, FLOAT_DOT: tl.constexpr,
+    UP: tl.constexpr, PRECISE: tl.constexpr, FLOAT_DOT: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of matrix `program_id(2)`, TOKENS tokens; WIDTH chunks of each row at a time.
@@ -52,14 +50,13 @@ def matmul_kernel(
         k = tl.expand_dims(own // HALVES * SPAN + own % HALVES * 16 + value % 16, 1)
         inside = tl.expand_dims(own < n_chunks, 1)
         for group in tl.static_range(GROUPS):
-            terms = DEQUANTISE(parts, c, group, -1)
+            terms = DEQUANTISE(parts, c, group)
             weights = terms[0] * UP
             if TERMS > 1:
                 weights *= tl.expand_dims(terms[1], -1)
             if TERMS > 2:
                 weights += tl.expand_dims(terms[2], -1)
-            weights = in_order(weights.to(kind), TURNED)
-            weights = tl.reshape(weights, [ROWS, WIDTH * 16])
+            weights = tl.reshape(weights.to(kind), [ROWS, WIDTH * 16])
             values = tl.load(x_row + k + group * GROUP_STEP, mask=inside, other=0.0).to(kind)
             if FLOAT_DOT:
                 sums += tl.dot(weights.to(tl.float32), values.to(tl.float32))

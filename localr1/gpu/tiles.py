@@ -13,7 +13,7 @@ from localr1.gpu.formats import GPU_FORMATS
 
 FEW = 8  # tokens that `gemv` takes
 PIECE = 2048  # tokens of a prompt that a part takes at a time: 300 MB in R1's dense layers
-_EXPANDED = 64  # chunks that a program of `expand_kernel` writes at a time
+EXPANDED = 64  # chunks that a program of `expand_kernel` writes at a time
 _LANES = 32  # chunks that one warp reads at a time
 _WARPS = 4096  # that keep the memory of the largest GPU busy; smaller ones need fewer
 _MOST_WARPS = 4  # of a program: they share its rows
@@ -32,7 +32,6 @@ class GemvTile:
     def constants(self, name: str, n_tokens: int, gated: bool) -> dict[str, Any]:
         """The constants of `gemv_kernel`."""
         return GPU_FORMATS[name].constants() | {
-            "ODD": GPU_FORMATS[name].odd,
             "TOKENS": _power(n_tokens),
             "GATED": gated,
             "REPEAT": self.repeat,
@@ -81,7 +80,6 @@ class MatmulTile:
     def constants(self, name: str) -> dict[str, Any]:
         """The constants of `matmul_kernel`."""
         return GPU_FORMATS[name].constants() | {
-            "TURNED": bool(GPU_FORMATS[name].turned),
             "PRECISE": name == "F32",
             "TOKENS": self.tokens,
             "ROWS": self.rows,
@@ -97,12 +95,6 @@ def matmul_tile(arch: int, name: str, n_tokens: int) -> MatmulTile:
     if n_tokens <= 64 or name == "F32":
         return MatmulTile(64, 64, width, 4, 2)
     return MatmulTile(128, 128, width, 8, 2)
-
-
-def expansion_constants(name: str) -> dict[str, Any]:
-    """The constants of `expand_kernel`."""
-    turned = bool(GPU_FORMATS[name].turned)
-    return GPU_FORMATS[name].constants() | {"TURNED": turned, "WIDTH": _EXPANDED}
 
 
 def _power(n: int) -> int:

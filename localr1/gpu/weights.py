@@ -95,11 +95,8 @@ def upload(
         for first in range(0, source.size // layout.block_bytes, step):
             piece = source[first * layout.block_bytes :][: step * layout.block_bytes]
             blocks = stage.send(piece).view(-1, layout.block_bytes)
-            for i, (begin, end) in enumerate(layout.planes):
-                part = blocks[:, begin:end]
-                if i in layout.turned:
-                    part = part.reshape(len(blocks), -1, 4, 4).mT.flatten(1)
-                planes[i][done : done + len(blocks)] = part
+            for plane, (begin, end) in zip(planes, layout.planes, strict=True):
+                plane[done : done + len(blocks)] = blocks[:, begin:end]
             done += len(blocks)
             if report is not None:
                 report(piece.size)
