@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cpu_experts.cache import inner
 from cpu_experts.memory import bits_to_f32, floats
 
 _LOG2E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 
-@njit(error_model="numpy", fastmath={"contract", "nsz"})
+@inner(fastmath={"contract", "nsz"})
 def exp_f32(x):
     """e**x within 2 units in the last place; 0 below -87, e**88 above 88."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
@@ -29,7 +29,7 @@ def exp_f32(x):
     return p * bits_to_f32((np.int32(n) + np.int32(127)) << 23)
 
 
-@njit(error_model="numpy")
+@inner
 def swiglu(gate, up, n):
     """silu(gate) * up over n float32, into `gate`."""
     gates, ups = floats(gate, n), floats(up, n)

@@ -7,9 +7,9 @@ Keys and values lie in the same rows, at columns of their own: the values may be
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from cpu_experts.activate import exp_f32
+from cpu_experts.cache import inner
 from cpu_experts.memory import prefetch
 
 TILE = 64  # keys between two looks at the largest score
@@ -17,7 +17,7 @@ AHEAD = 16  # keys between the one that is asked for and the one that is used
 SCORES = TILE + 2  # float32 of memory for a head: a tile's scores, the largest, the sum of weights
 
 
-@njit(fastmath={"reassoc", "contract"}, error_model="numpy")
+@inner(fastmath={"reassoc", "contract"})
 def _score_four(query, rows, first, column, scores, at):
     """Scores of four keys: rows[first : first + 4, column :] @ query; of no row behind the last,
     but of the last again.
@@ -33,7 +33,7 @@ def _score_four(query, rows, first, column, scores, at):
     scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = a, b, c, d
 
 
-@njit(fastmath={"contract"}, error_model="numpy")
+@inner(fastmath={"contract"})
 def _add_four(weights, at, rows, first, column, context):
     """context += weights[at : at + 4] @ rows[first : first + 4, column :], as in _score_four."""
     last = rows.shape[0] - 1
@@ -44,7 +44,7 @@ def _add_four(weights, at, rows, first, column, context):
         context[i] += pair + (c * rows[third, column + i] + d * rows[fourth, column + i])
 
 
-@njit(fastmath={"reassoc", "contract"}, error_model="numpy")
+@inner(fastmath={"reassoc", "contract"})
 def _weigh(scores, n, scale, context):
     """Turn a tile's scores into weights, 0 behind the n that count; what was summed before shrinks
     with a larger score.
@@ -67,7 +67,7 @@ def _weigh(scores, n, scale, context):
     scores[TILE], scores[TILE + 1] = new, total
 
 
-@njit(error_model="numpy")
+@inner
 def _fetch_four(rows, first, column, width):
     """Ask for four rows' `width` columns: no processor foresees a head's steps through the rows."""
     for s in range(first, min(first + 4, rows.shape[0])):
@@ -76,7 +76,7 @@ def _fetch_four(rows, first, column, width):
             prefetch(start + line)
 
 
-@njit(error_model="numpy")
+@inner
 def attend(queries, rows, key, value, scale, scores, context):
     """Softmax attention of queries [heads, k] over rows [S, width] -> context [heads, v].
 

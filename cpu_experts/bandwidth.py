@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from cpu_experts.cache import c_function, entry
+from cpu_experts.cache import c_function, entry, inner
 from cpu_experts.memory import atomic_add, load_i64, prefetch
 from cpu_experts.pool import ITEM, get_threads, pool_address, run_job, set_threads
 from cpu_experts.vectors import dot_bytes, or_, splat_8_bytes, sum_floats, to_floats, xor
@@ -99,7 +99,7 @@ def read_limit(memory: np.ndarray, ways: dict[int, tuple[int, int]]) -> dict[int
     return found
 
 
-@njit(error_model="numpy")
+@inner
 def _chains(loops, seed):
     """`loops` times 16 VPDPBUSD in independent chains; a number that depends on all."""
     u, s = splat_8_bytes(seed), splat_8_bytes(seed >> 1)

@@ -11,10 +11,10 @@ block of the output summed over the experts, always in the same order.
 
 from __future__ import annotations
 
-from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.activate import swiglu
+from cpu_experts.cache import inner
 from cpu_experts.memory import (
     atomic_add,
     atomic_load,
@@ -63,7 +63,7 @@ _LEAST_BYTES = 1 << 16  # of a run's weights
 _HEAD = 1024  # bytes of a stream that are asked for before it is read
 
 
-@njit(error_model="numpy")
+@inner
 def _run_length(left, row_bytes, threads):
     """Rows of the next run, when `left` rows of `row_bytes` are not in a run yet."""
     if threads == 1:
@@ -72,7 +72,7 @@ def _run_length(left, row_bytes, threads):
     return min(_MOST_ROWS, (size + _ROWS) // _ROWS * _ROWS)
 
 
-@njit(error_model="numpy")
+@inner
 def _cut(runs, groups, rows, row_bytes, threads):
     """List `groups` times `rows` rows as runs, a word each; returns how many."""
     n, left = 0, groups * rows
@@ -99,13 +99,13 @@ def block_bytes(rows):
     return 8 * ((rows + _BLOCK - 1) // _BLOCK)
 
 
-@njit(error_model="numpy")
+@inner
 def _clear(start, n_bytes):
     for at in range(start, start + n_bytes, 8):
         store_i64(at, 0)
 
 
-@njit(error_model="numpy")
+@inner
 def plan_runs(job, inter, hidden, threads):
     """Fill RUNS and N_HIDDEN and clear the counters; returns the number of items."""
     groups, runs = load_i64(job + 8 * N_GROUPS), load_i64(job + 8 * RUNS)
@@ -116,8 +116,8 @@ def plan_runs(job, inter, hidden, threads):
     _clear(load_i64(job + 8 * BLOCKS_DONE), groups * block_bytes(inter))
     _clear(load_i64(job + 8 * ROWS_DONE), block_bytes(hidden))
     atomic_store(job + HIDDEN_DONE, 0)
-    if groups == 0:
-        _sum_block(job, 0, hidden)
+    if groups == 0:  # nobody completes a block
+        _clear(load_i64(job + 8 * OUT), 4 * load_i64(job + 8 * TOKENS) * hidden)
     down_stride = load_i64(down + 8 * STRIDE)
     return hidden_runs + _cut(runs + 8 * hidden_runs, groups, hidden, down_stride, threads)
 
@@ -133,7 +133,7 @@ def few_item(job, item, slot, scratch):
         _output_run(job, run >> 48, row, n_rows, scratch)
 
 
-@njit(error_model="numpy")
+@inner
 def _prefetch_head(weight, matrix, row, n_rows):
     """Ask for the first bytes of a run of rows."""
     stride = load_i64(weight + 8 * STRIDE)
@@ -142,7 +142,7 @@ def _prefetch_head(weight, matrix, row, n_rows):
         prefetch(start + line)
 
 
-@njit(error_model="numpy")
+@inner
 def _hidden_run(job, group, row, n_rows, scratch):
     """h of one expert's pairs for a run of rows of gate and up."""
     gate, up, down = load_i64(job + 8 * GATE), load_i64(job + 8 * UP), load_i64(job + 8 * DOWN)
@@ -174,7 +174,7 @@ def _hidden_run(job, group, row, n_rows, scratch):
             quantise_part(load_i64(down + 8 * KIND), source, start, size, inter, h)
 
 
-@njit(error_model="numpy")
+@inner
 def _output_run(job, group, row, n_rows, scratch):
     """A run of rows of one expert's down, for all its pairs."""
     down, n_groups = load_i64(job + 8 * DOWN), load_i64(job + 8 * N_GROUPS)
@@ -197,7 +197,7 @@ def _output_run(job, group, row, n_rows, scratch):
             _sum_block(job, start, size)
 
 
-@njit(error_model="numpy")
+@inner
 def _sum_block(job, start, size):
     """Columns of the output: the weighted sum over all experts, for all tokens."""
     hidden = load_i64(load_i64(job + 8 * DOWN) + 8 * N_ROWS)
@@ -205,10 +205,7 @@ def _sum_block(job, start, size):
     for t in range(load_i64(job + 8 * TOKENS)):
         for i in range(size):
             store_f32(out + 4 * (t * hidden + i), 0.0)
-    groups, n_groups = load_i64(job + 8 * GROUPS), load_i64(job + 8 * N_GROUPS)
-    if n_groups == 0:
-        return
-    last = groups + (n_groups - 1) * GROUP_BYTES
+    last = load_i64(job + 8 * GROUPS) + (load_i64(job + 8 * N_GROUPS) - 1) * GROUP_BYTES
     for p in range(load_i64(last + 8) + load_i64(last + 16)):
         pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * p)
         weight = load_f32(load_i64(job + 8 * WEIGHTS) + 4 * pair)

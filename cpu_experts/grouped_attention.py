@@ -8,9 +8,9 @@ fields are named above each.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from cpu_experts.attend import SCORES, attend
+from cpu_experts.cache import inner
 from cpu_experts.memory import floats, load_f64, load_i64
 from cpu_experts.program_steps import rms_norm
 
@@ -54,7 +54,7 @@ def rotate_heads(job, item, slot, scratch):
         out[i] = values[i]
 
 
-@njit(error_model="numpy")
+@inner
 def _turn_head(source, gain, eps, turns, interleaved, target):
     """One head, normed if it has a gain, and rotated: d float32 from source to target."""
     pairs = turns.shape[0]

@@ -8,9 +8,9 @@ functions of a job's address (program.py), whose int64 fields are named above ea
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from cpu_experts.attend import SCORES, attend
+from cpu_experts.cache import inner
 from cpu_experts.memory import call_item, call_kernel, floats, load_f64, load_i64, store_i64
 from cpu_experts.moe_job import call_matrix
 from cpu_experts.prepare import JOB_BYTES
@@ -36,7 +36,7 @@ def keep_latent(job, item, slot, scratch):
     _rotate(kv + 4 * rank, turns, row + 4 * rank, rope)
 
 
-@njit(error_model="numpy")
+@inner
 def _rotate(source, turns, target, n):
     """Turn n / 2 pairs of float32 by as many (cosine, sine)."""
     x, turn, out = floats(source, n), floats(turns, n), floats(target, n)
@@ -101,7 +101,7 @@ def attend_latents(job, item, slot, scratch):
         call_matrix(v, first + head, 0, rows, table, terms, out, 0, scratch)
 
 
-@njit(error_model="numpy")
+@inner
 def _forms(job, weight, x, terms, memory):
     """The table of x as a matrix reads it, made at `memory`: a job of `prepare_item`."""
     kind, cols = load_i64(weight + 8 * KIND), load_i64(weight + 8 * COLS)
@@ -113,7 +113,7 @@ def _forms(job, weight, x, terms, memory):
     return memory
 
 
-@njit(error_model="numpy")
+@inner
 def _query(job, head, query, memory, scratch):
     """One head's query on the latent and on the shared key, side by side at `query`."""
     nope, rope = load_i64(job + 8 * _NOPE), load_i64(job + 8 * _ROPE_DIM)
@@ -134,7 +134,7 @@ def _query(job, head, query, memory, scratch):
         _absorb(k, dequant, head, floats(memory, nope), floats(query, latent), rest, scratch)
 
 
-@njit(error_model="numpy", fastmath={"contract"})
+@inner(fastmath={"contract"})
 def _absorb(k, dequant, head, q, out, row, scratch):
     """out = q @ matrix `head` of k, whose rows are dequantised one after the other at `row`."""
     base = load_i64(load_i64(k + 8 * BASES) + 8 * head)

@@ -28,11 +28,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from cpu_experts import cpu
 from cpu_experts.bank import ExpertBank
-from cpu_experts.cache import entry
+from cpu_experts.cache import entry, inner
 from cpu_experts.memory import atomic_load, atomic_store, load_i64
 from cpu_experts.moe import compiled, moe, workspace_bytes
 from cpu_experts.pool import (
@@ -81,7 +81,7 @@ class MailboxError(ValueError):
     """The mailbox refused a ticket, was aborted, did not answer, or cannot start."""
 
 
-@njit(error_model="numpy")
+@inner
 def _answer(state, control):
     """Compute what the mailbox asks for; 0 or the number of an error."""
     layer, tokens = load_i64(control + LAYER), load_i64(control + TOKENS)

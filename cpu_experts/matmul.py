@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from cpu_experts.activations import Activations, as_rows
-from cpu_experts.cache import c_function, entry
+from cpu_experts.cache import c_function, entry, inner
 from cpu_experts.cpu import tier
 from cpu_experts.formats import FLOAT
 from cpu_experts.kernels.registry import DEQUANT, kernel_address
@@ -39,7 +39,7 @@ _WEIGHT, _TABLE, _TOKENS, _OUT, _OUT_STRIDE, _ROWS_PER_ITEM, _EXTRA = range(7)
 JOB_BYTES = 64
 
 
-@njit(error_model="numpy")
+@inner
 def kernel_for(weight, n_tokens):
     """The address of the kernel that suits this number of tokens."""
     return load_i64(weight + 8 * (ROWS_KERNEL if n_tokens <= FEW_TOKENS else TILES_KERNEL))
@@ -71,7 +71,7 @@ def _product_item(job, item, slot, scratch):
     )
 
 
-@njit(error_model="numpy")
+@inner
 def rows_per_item(rows, row_bytes, threads):
     """Rows of one item: a multiple of 32, at least 32 KiB, and some 8 items for each thread."""
     step = max(rows // (8 * threads), 32768 // row_bytes)
@@ -115,7 +115,7 @@ def _product(x, out, weight, table, n_tokens, terms, work, scratch, pool, item_c
         _add_pairs(target, n_tokens // 2, rows * count, np.int64(out.ctypes.data))
 
 
-@njit(error_model="numpy")
+@inner
 def _add_pairs(pairs, n_rows, width, out):
     """out[t] = pairs[2t] + pairs[2t + 1], rows of `width` float32."""
     for t in range(n_rows):
@@ -125,7 +125,7 @@ def _add_pairs(pairs, n_rows, width, out):
             store_f32(out + 4 * (t * width + i), value)
 
 
-@njit(error_model="numpy")
+@inner
 def _prepare_heads(kind, x, n_tokens, terms, count, cols, quantised, table):
     """Quantise x [T, n, cols] in place order; list the row addresses as [n, T, terms]."""
     stride = row_stride(kind, cols) * terms
@@ -167,13 +167,13 @@ def _transposed_item(job, item, slot, scratch):
             _add_scaled(out + 4 * head * cols, row, load_f32(x + 4 * (head * rows + r)), cols)
 
 
-@njit(error_model="numpy")
+@inner
 def _clear(target, n):
     for i in range(n):
         store_f32(target + 4 * i, 0.0)
 
 
-@njit(error_model="numpy")
+@inner
 def _add_scaled(target, source, factor, n):
     for i in range(n):
         value = load_f32(target + 4 * i) + factor * load_f32(source + 4 * i)

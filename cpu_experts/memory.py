@@ -11,9 +11,11 @@ import platform
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from cpu_experts.cache import inner
 
 I64 = ir.IntType(64)
 I32 = ir.IntType(32)
@@ -90,7 +92,7 @@ _float_pointer = _pointer_to(ir.FloatType(), types.float32)
 _int_pointer = _pointer_to(I32, types.int32)
 
 
-@njit
+@inner
 def floats(address, shape):
     """The float32 at an address as an array: LLVM makes vector instructions of loops over arrays,
     but not of loops over addresses.
@@ -98,7 +100,7 @@ def floats(address, shape):
     return carray(_float_pointer(address), shape)
 
 
-@njit
+@inner
 def ints(address, shape):
     """The int32 at an address as an array."""
     return carray(_int_pointer(address), shape)
@@ -114,7 +116,7 @@ def bits_to_f32(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-@njit
+@inner
 def load_f16(address):
     """float16 at `address` as float32, by integer arithmetic: CPUs without F16C run it too."""
     half = load_u16(address)
@@ -137,7 +139,7 @@ def float_bits(typingctx: Any, value: Any) -> Any:
     return types.int32(types.float32), codegen
 
 
-@njit
+@inner
 def load_bf16(address):
     """bfloat16 at `address` as float32."""
     return bits_to_f32(load_u16(address) << 16)

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import register_jitable
 
 from cpu_experts.activate import swiglu
 from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows, preparing
 from cpu_experts.bank import ExpertBank
-from cpu_experts.cache import c_function, entry
+from cpu_experts.cache import c_function, entry, inner
 from cpu_experts.decode import MOST_PAIRS, block_bytes, few_item, plan_runs, run_bytes
 from cpu_experts.layout import row_stride
 from cpu_experts.matmul import FEW_TOKENS, check_out, rows_per_item
@@ -111,7 +111,7 @@ def _output_item(job, item, slot, scratch):
                 add_scaled(target, parts + 4 * t * n_rows, weight, n_rows)
 
 
-@njit(error_model="numpy")
+@inner
 def _group(ids, n, n_experts, groups, counts, pairs):
     """Sort the n pairs by expert. Returns (groups, pairs), or (-1, 0) where an id is too big.
 
@@ -144,7 +144,7 @@ def _group(ids, n, n_experts, groups, counts, pairs):
     return n_groups, first
 
 
-@njit(error_model="numpy")
+@inner
 def _gather(pairs, n_pairs, slots, table, gathered):
     """The activation address of every pair."""
     for p in range(n_pairs):
@@ -152,7 +152,7 @@ def _gather(pairs, n_pairs, slots, table, gathered):
         store_i64(gathered + 8 * p, load_i64(table + 8 * token))
 
 
-@njit(error_model="numpy")
+@inner
 def _tables(x, n_tokens, gate, up, gate_table, up_table, rows, work, scratch, pool, code):
     """Row addresses of x in the kinds of gate and up; tables that are 0 are made at `rows`."""
     cols = load_i64(gate + 8 * COLS)
@@ -172,7 +172,7 @@ def _tables(x, n_tokens, gate, up, gate_table, up_table, rows, work, scratch, po
     return gate_table, up_table
 
 
-@njit(error_model="numpy")
+@inner
 def moe(
     n_tokens, slots, x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes
 ):
@@ -221,7 +221,7 @@ def moe(
     return 0
 
 
-@njit(error_model="numpy")
+@inner
 def _place_few(job, few, n_pairs, inter, hidden):
     """Where a job of few tokens keeps what only it needs: the bytes that _few_bytes counts."""
     runs = few + n_pairs * block_bytes(inter) + block_bytes(hidden)
@@ -242,33 +242,12 @@ def _few_bytes(n_pairs, inter, hidden):
     return counters + run_bytes(n_pairs, inter, hidden) + 4 * n_pairs * (inter + hidden)
 
 
-def _moe(x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes):
-    """`moe` on arrays."""
-    return moe(
-        ids.shape[0],
-        ids.shape[1],
-        np.int64(x.ctypes.data),
-        np.int64(ids.ctypes.data),
-        np.int64(weights.ctypes.data),
-        np.int64(out.ctypes.data),
-        bank,
-        gate_table,
-        up_table,
-        work,
-        scratch,
-        pool,
-        codes,
-    )
-
-
-_FLOATS = types.Array(types.float32, 2, "C", aligned=True)
-_IDS = types.Array(types.int32, 2, "C", aligned=True)
-_MOE = types.int64(_FLOATS, _IDS, _FLOATS, _FLOATS, *[types.int64] * 7)
+_MOE = types.int64(*[types.int64] * 13)
 
 
 # What `compiled` puts together, each to be compiled by itself: see warmup.py.
 PARTS: dict[str, Callable[[], object]] = {
-    "moe": partial(entry, _moe, _MOE),
+    "moe": partial(entry, moe.py_func, _MOE),
     "moe few tokens": partial(c_function, few_item, ITEM),
     "moe hidden": partial(c_function, _hidden_item, ITEM),
     "moe output": partial(c_function, _output_item, ITEM),
@@ -282,7 +261,7 @@ def compiled() -> tuple[Callable[..., int], np.ndarray, int]:
     items = (_hidden_item, _output_item, few_item, prepare_item)
     codes = [c_function(item, ITEM) for item in items]
     kept = np.array(codes, dtype=np.int64)
-    return entry(_moe, _MOE), kept, int(kept.ctypes.data)
+    return entry(moe.py_func, _MOE), kept, int(kept.ctypes.data)
 
 
 def moe_forward(
@@ -319,7 +298,8 @@ def moe_forward(
     forward, _, codes = compiled()
     pool = pool_address()
     scratch = WORKSPACE.scratch
-    if forward(rows, ids, weights, out, bank.address, *tables, work, scratch, pool, codes):
+    arrays = [int(array.ctypes.data) for array in (rows, ids, weights, out)]
+    if forward(*ids.shape, *arrays, bank.address, *tables, work, scratch, pool, codes):
         raise ValueError(f"an expert id is {int(ids.max())}; the bank has {bank.n_experts} experts")
     return out
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from cpu_experts.cache import inner
 from cpu_experts.matmul import kernel_for
 from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32
 from cpu_experts.tensor import AUX, BASES, COLS, STRIDE
@@ -40,7 +39,7 @@ JOB_BYTES = 256
 GROUP_BYTES = 24
 
 
-@njit(error_model="numpy")
+@inner
 def call_matrix(weight, matrix, row, n_rows, table, n_tokens, out, out_stride, scratch):
     """A run of rows of one matrix of a stack against n_tokens activations."""
     call_kernel(
@@ -61,7 +60,7 @@ def call_matrix(weight, matrix, row, n_rows, table, n_tokens, out, out_stride, s
     )
 
 
-@njit(error_model="numpy")
+@inner
 def add_scaled(target, source, factor, n):
     """target += factor * source, n float32."""
     for i in range(n):

@@ -19,9 +19,10 @@ import threading
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from cpu_experts import cache, cpu
+from cpu_experts.cache import inner
 from cpu_experts.memory import (
     atomic_add,
     atomic_load,
@@ -50,7 +51,7 @@ sched_yield = types.ExternalFunction("sched_yield", types.int32())
 syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
 
 
-@njit(error_model="numpy")
+@inner
 def _take(state):
     """One item as (item, items), where item >= items says that there is none."""
     word = atomic_load(state + COUNTER)
@@ -59,7 +60,7 @@ def _take(state):
     return word & _FIELD, word >> 20 & _FIELD
 
 
-@njit(error_model="numpy")
+@inner
 def _work(state, slot, scratch):
     """Run items until none is left; True when there was one."""
     worked = False
@@ -72,7 +73,7 @@ def _work(state, slot, scratch):
         worked = True
 
 
-@njit(error_model="numpy")
+@inner
 def _sleep(state):
     """Wait on the futex, unless work or the end came in between."""
     atomic_add(state + SLEEPERS, 1)
@@ -83,7 +84,7 @@ def _sleep(state):
     atomic_add(state + SLEEPERS, -1)
 
 
-@njit(error_model="numpy")
+@inner
 def wake(state):
     """Wake the sleeping workers, if any."""
     if atomic_load(state + SLEEPERS) > 0:
@@ -91,7 +92,7 @@ def wake(state):
         syscall(load_i64(state + FUTEX), state + WAKE, FUTEX_WAKE, 0x7FFFFFFF, 0, 0, 0)
 
 
-@njit(error_model="numpy")
+@inner
 def relax(waited):
     """A moment of waiting, short at first, then one that lets others run; returns `waited` + 1."""
     if waited < _SPINS:
@@ -118,7 +119,7 @@ def _worker(state, slot, scratch):
             idle = 0
 
 
-@njit(error_model="numpy")
+@inner
 def run_job(state, function, job, items, scratch):
     """Run all items of a job and return when they are done; the caller works too, as slot 0.
 
@@ -141,7 +142,7 @@ def run_job(state, function, job, items, scratch):
     atomic_store(state + OWNER, 0)
 
 
-@njit(error_model="numpy")
+@inner
 def set_hot(state, change):
     """Add 1 to keep the workers from sleeping (and wake them), -1 to let them."""
     if state != 0:
@@ -151,7 +152,7 @@ def set_hot(state, change):
             syscall(load_i64(state + FUTEX), state + WAKE, FUTEX_WAKE, 0x7FFFFFFF, 0, 0, 0)
 
 
-@njit(error_model="numpy")
+@inner
 def thread_count(state):
     """Threads that share a job, the caller included."""
     return 1 if state == 0 else load_i64(state + THREADS)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from cpu_experts.cache import inner
 from cpu_experts.layout import row_stride
 from cpu_experts.memory import load_i64, store_i64
 from cpu_experts.pool import run_job
@@ -29,7 +28,7 @@ def prepare_item(job, item, slot, scratch):
     )
 
 
-@njit(error_model="numpy")
+@inner
 def prepare_many(kind, x, n_rows, cols, rows, table, terms, job, scratch, pool, code):
     """As `prepare`, by calls of `prepare_item`, whose code this is; `job`: JOB_BYTES of memory."""
     if n_rows * cols < _MANY:

@@ -8,8 +8,8 @@ table of row addresses for each kind and number of terms. Attention and routing 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cpu_experts.cache import inner
 from cpu_experts.decode import plan_runs
 from cpu_experts.memory import (
     call_kernel,
@@ -51,7 +51,7 @@ def embed(job, item, slot, scratch):
 _X, _ADD, _GAIN, _N, _EPS, _NORMED = range(6)
 
 
-@njit(fastmath={"reassoc", "contract"}, error_model="numpy")
+@inner(fastmath={"reassoc", "contract"})
 def rms_norm(x, weight, eps, out):
     """x / rms(x) * weight over float32 arrays [n], into `out`."""
     total = np.float32(0.0)
@@ -62,7 +62,7 @@ def rms_norm(x, weight, eps, out):
         out[i] = x[i] * factor * weight[i]
 
 
-@njit(error_model="numpy")
+@inner
 def add_rows(x, add):
     """x += add, float32 arrays [n]."""
     for i in range(x.shape[0]):

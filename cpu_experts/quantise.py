@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from cpu_experts.cache import inner
 from cpu_experts.formats import FLOAT, Q8_32
 from cpu_experts.layout import padded, row_stride, scales_offset, sums16_offset, sums32_offset
 from cpu_experts.memory import (
@@ -115,7 +116,7 @@ def _store_sums(typingctx: Any, values: Any, sums16: Any, sums32: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@njit(error_model="numpy")
+@inner
 def _quantise_block(source, n, values, scale_place):
     """n float32 at `source` as n int8 and their scale; n a multiple of 32."""
     largest = np.float32(0.0)
@@ -134,13 +135,13 @@ def _quantise_block(source, n, values, scale_place):
         _round32(source + 4 * i, inverse, values + i)
 
 
-@njit(error_model="numpy")
+@inner
 def _clear(target, n):
     for i in range(n):
         store_i8(target + i, 0)
 
 
-@njit(error_model="numpy")
+@inner
 def quantise_part(kind, x, start, n, cols, out):
     """n float32 at `x` as columns `start`... (whole blocks) of the row of `cols` at `out`."""
     if kind == FLOAT:
@@ -165,20 +166,7 @@ def quantise_part(kind, x, start, n, cols, out):
         _store_sums(out + 32 * s, sums16 + 4 * s, sums32 + 2 * s)
 
 
-@njit(error_model="numpy")
-def prepare_rows(kind, x, n_rows, cols, rows, table):
-    """Quantise rows into `rows` (or leave floats where they are) and list their addresses."""
-    stride = row_stride(kind, cols)
-    for t in range(n_rows):
-        source = x + 4 * t * cols
-        if kind == FLOAT:
-            store_i64(table + 8 * t, source)
-        else:
-            quantise_part(kind, source, 0, cols, cols, rows + t * stride)
-            store_i64(table + 8 * t, rows + t * stride)
-
-
-@njit(error_model="numpy")
+@inner
 def _second_term(kind, x, cols, row, out):
     """What the int8 row at `row` left of x, as an int8 row at `out` with 1/256 of its scales.
 
@@ -205,24 +193,21 @@ def _second_term(kind, x, cols, row, out):
         _store_sums(out + 32 * s, out + sums16 + 4 * s, out + sums32 + 2 * s)
 
 
-@njit(error_model="numpy")
-def prepare_terms(kind, x, n_rows, cols, rows, table):
-    """Quantise each row twice: the row, then what its rounding left. Lists 2 * n_rows addresses.
-
-    Their products with a weight add up to one with activations of about 15 bits.
-    """
-    stride = row_stride(kind, cols)
-    for t in range(n_rows):
-        source, row = x + 4 * t * cols, rows + 2 * t * stride
-        prepare_rows(kind, source, 1, cols, row, table + 16 * t)
-        _second_term(kind, source, cols, row, row + stride)
-        store_i64(table + 16 * t + 8, row + stride)
-
-
-@njit(error_model="numpy")
+@inner
 def prepare(kind, x, n_rows, cols, rows, table, terms):
-    """Rows for the kernels, in one term or two."""
-    if terms == 2:
-        prepare_terms(kind, x, n_rows, cols, rows, table)
-    else:
-        prepare_rows(kind, x, n_rows, cols, rows, table)
+    """Quantise rows into `rows` (or leave floats where they are) and list their addresses.
+
+    With two terms each row is two: itself, and what its rounding left. Their products with a weight
+    add up to one with activations of about 15 bits.
+    """
+    stride, first = row_stride(kind, cols), np.int64(0)
+    for t in range(n_rows):
+        source, row, place = x + 4 * t * cols, rows + t * terms * stride, table + 8 * t * terms
+        if kind == FLOAT:
+            store_i64(place, source)
+            continue
+        quantise_part(kind, source, first, cols, cols, row)
+        store_i64(place, row)
+        if terms == 2:
+            _second_term(kind, source, cols, row, row + stride)
+            store_i64(place + 8, row + stride)

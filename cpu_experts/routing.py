@@ -8,12 +8,12 @@ best one. Of equal experts the first is taken.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cpu_experts.cache import inner
 from cpu_experts.memory import floats, ints, load_f64, load_i64
 
 
-@njit(error_model="numpy")
+@inner
 def _best(values):
     """The index of the largest value, the first of equal ones."""
     best = 0
@@ -23,7 +23,7 @@ def _best(values):
     return best
 
 
-@njit(error_model="numpy")
+@inner
 def _close_groups(choice, strength, topk_group, counted):
     """Set all groups but the `topk_group` strongest to -inf; 1 or 2 `counted` experts are a group's
     strength.
@@ -48,7 +48,7 @@ def _close_groups(choice, strength, topk_group, counted):
         strength[weakest] = np.inf
 
 
-@njit(error_model="numpy")
+@inner
 def choose_experts(
     logits, bias, sigmoid, topk_group, counted, norm, scale, ids, weights, scores, choice, strength
 ):

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 
 from cpu_experts.memory import I32, I64, pointer
 from cpu_experts.simd import (
@@ -13,17 +14,20 @@ from cpu_experts.simd import (
     F32,
     FLOATS,
     FLOATS256,
+    I8,
     I16,
     INTS,
     INTS256,
     call,
+    cast,
     constant,
     load_vector,
     operation,
     shuffle,
+    store_vector,
     vector,
 )
-from cpu_experts.vectors import ADDRESS
+from cpu_experts.vectors import ADDRESS, repeat
 
 
 def _spread_f16(builder: Any, address: Any, lane: int) -> Any:
@@ -112,3 +116,56 @@ def _every_other(builder: Any, value: Any, first: int) -> Any:
 
 even_floats = operation(FLOATS256, (FLOATS,), partial(_every_other, first=0))
 odd_floats = operation(FLOATS256, (FLOATS,), partial(_every_other, first=1))
+
+
+# What folded.py's loop needs.
+load_twice128 = operation(INTS256, (ADDRESS,), lambda b, a: repeat(b, a, I32, 4, 2))
+load_four128 = operation(INTS, (ADDRESS,), lambda b, a: repeat(b, a, I32, 4, 4))
+zero256 = operation(INTS256, (), lambda b: constant(I32, [0] * 8))
+shift_words_left8_256 = operation(
+    INTS256, (INTS256,), lambda b, x: b.shl(x, constant(I32, [8] * 8))
+)
+
+
+def multiply16(values: list[int]) -> Any:
+    """An operation: 16-bit lanes times constants, the low 16 bits."""
+    by = constant(I16, values)
+    return operation(INTS, (INTS,), lambda b, x: cast(b, b.mul(cast(b, x, I16), by), I32))
+
+
+def add_bytes(values: list[int]) -> Any:
+    """An operation: bytes plus constants, modulo 256."""
+    more = constant(I8, values)
+    return operation(INTS, (INTS,), lambda b, x: cast(b, b.add(cast(b, x, I8), more), I32))
+
+
+def words_constant256(values: list[int]) -> Any:
+    """An operation that gives 16 constant 16-bit lanes."""
+    return operation(INTS256, (), lambda b: cast(b, constant(I16, values), I32))
+
+
+def _dot_bytes256(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    return call(builder, "llvm.x86.avx512.vpdpbusd.256", total.type, total, unsigned, signed)
+
+
+def _split_words(builder: Any, source: Any, target: Any) -> None:
+    words, four = load_vector(builder, source, I16, 16), constant(I16, [4] * 16)
+    high = builder.ashr(builder.add(words, constant(I16, [8] * 16)), four)
+    low = builder.sub(words, builder.shl(high, four))
+    for i, part in enumerate((high, low)):
+        place = builder.add(target, ir.Constant(I64, 16 * i))
+        store_vector(builder, builder.trunc(part, vector(I8, 16)), place)
+
+
+def _store_factors(builder: Any, halves: Any, scale: Any, target: Any) -> None:
+    values = builder.fpext(load_vector(builder, halves, F16, 4), vector(F32, 4))
+    one = load_vector(builder, scale, F32, 1)
+    scales = builder.shuffle_vector(one, one, constant(I32, [0] * 4))
+    store_vector(builder, builder.fmul(values, scales), target)
+
+
+dot_bytes256 = operation(INTS256, (INTS256, INTS256, INTS256), _dot_bytes256)
+# (source, target): 16 int16 of at most 2,032 as 16 bytes and 16 more: 16 times the first are added.
+split_words = operation(types.void, (ADDRESS, ADDRESS), _split_words)
+# (halves, scale, target): 4 float16 times a float32, as float32.
+store_factors = operation(types.void, (ADDRESS, ADDRESS, ADDRESS), _store_factors)

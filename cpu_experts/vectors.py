@@ -38,7 +38,7 @@ from cpu_experts.simd import (
 ADDRESS = types.int64
 
 
-def _repeat(builder: Any, address: Any, lane: ir.Type, lanes: int, times: int) -> Any:
+def repeat(builder: Any, address: Any, lane: ir.Type, lanes: int, times: int) -> Any:
     """A load of `lanes` lanes, repeated over 512 bits."""
     value = load_vector(builder, address, lane, lanes)
     return shuffle(builder, value, list(range(lanes)) * times)
@@ -52,7 +52,7 @@ load_floats256 = operation(FLOATS256, (ADDRESS,), lambda b, a: load_vector(b, a,
 store = operation(types.void, (INTS, ADDRESS), store_vector)
 store_floats = operation(types.void, (FLOATS, ADDRESS), store_vector)
 store256 = operation(types.void, (INTS256, ADDRESS), store_vector)
-load_twice256 = operation(INTS, (ADDRESS,), lambda b, a: _repeat(b, a, I32, 8, 2))
+load_twice256 = operation(INTS, (ADDRESS,), lambda b, a: repeat(b, a, I32, 8, 2))
 
 
 def _two_halves(builder: Any, low: Any, high: Any) -> Any:
@@ -229,20 +229,6 @@ words_as_lanes = operation(  # 16 words of 256 bits, sign-extended
     INTS, (INTS256,), lambda b, x: b.sext(cast(b, x, I16), vector(I32, 16))
 )
 low_half = operation(INTS256, (INTS,), lambda b, x: shuffle(b, x, list(range(8))))
-
-
-def _bytes_to_words(builder: Any, low: Any, high: Any, bias: int) -> Any:
-    """16 bytes from two int64 as 16-bit lanes, less `bias`."""
-    both = constant(I64, [0, 0])
-    for i, value in enumerate((low, high)):
-        both = builder.insert_element(both, value, ir.Constant(I32, i))
-    wide = builder.zext(builder.bitcast(both, vector(I8, 16)), vector(I16, 16))
-    return cast(builder, builder.sub(wide, constant(I16, [bias] * 16)), I32)
-
-
-def bytes_to_words(bias: int) -> Any:
-    """An operation: the 16 bytes of two int64 as 16-bit lanes of 256 bits, less a constant."""
-    return operation(INTS256, (types.int64, types.int64), partial(_bytes_to_words, bias=bias))
 
 
 def _bytes_to_floats(builder: Any, value: Any, bias: int) -> Any:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cpu_experts import bf16_products
 from cpu_experts.activations import prepared
 from cpu_experts.cache import folder_is_shared, use_own_folder
 from cpu_experts.cpu import default_threads, tier
@@ -34,7 +35,8 @@ _COMMON: dict[str, Callable[[], object]] = {
     "activations": prepared,
     "pool": pool_address,
 }
-_ALL = {**_COMMON, **codes((LATENT, GROUPED))}
+_LONG = ("moe", "moe few tokens", "step attend_latents", "step attend_heads")
+_ALL = {**_COMMON, **bf16_products.STEPS, **codes((LATENT, GROUPED))}
 
 
 def warmup(
@@ -51,8 +53,12 @@ def warmup(
             raise UnsupportedFormat(f"no kernel for weight format {name}")
     tiles, *small = ([f"{name} {role}" for name in names] for role in (TILES, ROWS, DEQUANT))
     programs = codes(attention) if attention else {}
+    known = [*_COMMON, *programs]
+    long = [step for step in known if step in _LONG]
+    short = [step for step in known if step not in _LONG]
     # The longest first: none ends alone.
-    steps = [*small[0], *tiles, *_COMMON, *programs, *small[1]]
+    wide = bf16_products.steps(names)
+    steps = [*long, *tiles, *wide, *small[0], *short, *small[1]]
     yield 0, len(steps)
     missing = deque(step for step in steps if not _mark(step).exists())
     helpers = _start_helpers(missing)

@@ -83,6 +83,7 @@ def _limits(rows: list[dict[str, Any]], size: int) -> dict[str, Any]:
         "read_bandwidth_by_threads": {n: median(f[n] for f in by_threads) for n in by_threads[0]},
         "working_set": size,
         "working_set_per_last_cache": size / last_cache_bytes(),
+        "huge_pages": median(row["huge_pages"] for row in rows if row["phase"] == "decode"),
         "vnni_peak": limit("prefill"),
         "vnni_peak_unit": "GOP/s",
     }
@@ -110,7 +111,8 @@ def card(result: dict[str, Any]) -> str:
         f"{host['ram_bytes'] / 2**30:.0f} GiB",
         "  memory reads   " + ", ".join(f"{speed:.1f} GB/s with {n}" for n, speed in speeds)
         + " threads",
-        f"  working set    {limits['working_set'] / 1e9:.1f} GB = {caches:.0f} last caches{short}",
+        f"  working set    {limits['working_set'] / 1e9:.1f} GB = {caches:.0f} last caches{short},"
+        f" {limits['huge_pages']:.0%} in huge pages",
         f"  VNNI peak      {_figure(limits['vnni_peak'], 'GOP/s')}",
         "",
         "  a share is the median of the rounds, its quartiles in brackets",

@@ -12,6 +12,8 @@ import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,24 @@ def filled_memory(n_bytes: int) -> np.ndarray:
         part = memory[start : start + pattern.size]
         part[:] = pattern[: part.size]
     return memory
+
+
+def huge_share(memory: np.ndarray) -> float:
+    """The share of `memory` that lies in huge pages; 0 where the system does not say.
+
+    Memory that this process fills gets them where the kernel is asked to or does so anyway, as
+    weights that are owned do. Those of a mapped file lie in small pages, and are read slower.
+    """
+    address, inside, found = int(memory.ctypes.data), False, 0
+    with suppress(OSError):
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            head = line.split(maxsplit=1)[0]
+            if not head.endswith(":"):
+                first, last = (int(part, 16) for part in head.split("-"))
+                inside = first < address + memory.nbytes and last > address
+            elif inside and head == "AnonHugePages:":
+                found += int(line.split()[1]) << 10
+    return min(1.0, found / memory.nbytes)
 
 
 def make_bank(name: str, memory: np.ndarray) -> ExpertBank:
@@ -109,7 +129,8 @@ def decode_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
         limits.append(read_limit(memory[start : start + n_bytes], ways))
     by_threads = {n: statistics.median(limit[n] for limit in limits) / 1e9 for n in ways}
     row = _row(name, "decode", 1, values, [max(limit.values()) for limit in limits])
-    return {**row, "limit_by_threads": {n: round(speed, 2) for n, speed in by_threads.items()}}
+    by_threads = {n: round(speed, 2) for n, speed in by_threads.items()}
+    return {**row, "limit_by_threads": by_threads, "huge_pages": round(huge_share(memory), 3)}
 
 
 def prefill_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
@@ -147,7 +168,7 @@ def bench_kernels(
 
     A row: format, phase, tokens, threads, value and limit (GB/s or GOP/s, medians), unit, share of
     the limit (median of the rounds), spread (the quartiles of the share), rounds; for decode the
-    limit by threads. Prefill of a quantised format needs the avx512_vnni tier. Raises ValueError
-    where `memory_bytes` holds no 8 experts.
+    limit by threads and the share of the weights in huge pages. Prefill of a quantised format needs
+    the avx512_vnni tier. Raises ValueError where `memory_bytes` holds no 8 experts.
     """
     return list(bench_rows(formats, seconds, memory_bytes))

@@ -5,8 +5,7 @@ A format brings `widen(address)`: 16 weights as a vector of float32. Activations
 
 from __future__ import annotations
 
-from numba import njit
-
+from cpu_experts.cache import inner
 from cpu_experts.kernels.portable import rows_float
 from cpu_experts.memory import load_f32, load_i64, prefetch, store_f32
 from cpu_experts.vectors import (
@@ -23,7 +22,7 @@ AHEAD = 2048
 _TOKENS = 4  # share each load of weights
 
 
-@njit(error_model="numpy")
+@inner
 def dot(widen, n_bytes, source, act, cols):
     """One row . one activation over whole 64s of columns, in four chains: 16 partial sums."""
     a, b, c, d = zero_floats(), zero_floats(), zero_floats(), zero_floats()
@@ -38,7 +37,7 @@ def dot(widen, n_bytes, source, act, cols):
     return add_floats(add_floats(a, b), add_floats(c, d))
 
 
-@njit(error_model="numpy")
+@inner
 def _dot_four(widen, n_bytes, source, acts, cols, sums):
     """One row . four activations over whole 16s: four times 16 partial sums at `sums`."""
     a, b, c, d = zero_floats(), zero_floats(), zero_floats(), zero_floats()
@@ -55,7 +54,7 @@ def _dot_four(widen, n_bytes, source, acts, cols, sums):
     store_floats(d, sums + 192)
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def rows_widened(
     widen, unpack, n_bytes, w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, tmp
 ):
@@ -77,7 +76,7 @@ def rows_widened(
             store_f32(out + last * out_stride + 4 * r, sum_floats(total))
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def rows_tiled(
     widen, unpack, w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, tmp
 ):

@@ -16,15 +16,15 @@ n_rows`, `cols` values per row, `aux` the address of extra scales (FP8), `acts` 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from cpu_experts.cache import inner
 from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
 from cpu_experts.memory import load_f32, load_i8, load_i16, load_i64, store_f32
 
 SCALES, MINIMA = 256, 512  # offsets in scratch: values, then 16 scales, then 16 minima
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def dequantise(
     unpack, block, block_bytes, sub, w, stride, row0, n_rows, cols, out, out_stride, tmp
 ):
@@ -42,7 +42,7 @@ def dequantise(
                     store_f32(target + 4 * (b * block + i), scale * value - minimum)
 
 
-@njit
+@inner
 def _dot_int8(a, b, n):
     total = np.int32(0)
     for i in range(n):
@@ -50,7 +50,7 @@ def _dot_int8(a, b, n):
     return total
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def rows_quantised(
     unpack,
     block,
@@ -89,7 +89,7 @@ def rows_quantised(
                 store_f32(place, load_f32(place) + scale * total)
 
 
-@njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+@inner(fastmath={"reassoc", "contract", "nsz"})
 def dot_float(a, b, n):
     """Sum of a[i] * b[i] over float32 at two addresses, in the order LLVM's vectors choose."""
     total = load_f32(a) * load_f32(b)
@@ -98,7 +98,7 @@ def dot_float(a, b, n):
     return total
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def rows_float(unpack, w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, tmp):
     """out[t, r] = row r . activation t, float32 throughout, in pieces of 4,096 columns."""
     for r in range(n_rows):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
-from cpu_experts.bits import move_bits
+from cpu_experts.bits import move_bits, pick_bits
+from cpu_experts.kernels.folded import dot_bytes_of, rows_folded
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import (
     PANEL_FACTORS,
@@ -20,21 +21,33 @@ from cpu_experts.kernels.tile_code import (
     tile_products,
 )
 from cpu_experts.kernels.tiles import fill_pairs, tiles
-from cpu_experts.kernels.vnni import dot_minima, rows_integer, spread_scales, store_orders
-from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
-from cpu_experts.row_vectors import spread_f16
+from cpu_experts.memory import load_f16, load_f32, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import (
+    dot_bytes256,
+    load_four128,
+    load_twice128,
+    multiply16,
+    split_words,
+    subtract_product,
+)
 from cpu_experts.vectors import (
+    bytes_constant,
+    fma,
     halves_to_floats,
+    load,
+    load256,
     load_twice256,
-    load_u8_as_16,
-    load_u8_as_32,
+    look_up_bytes,
     mask_bytes,
     mask_lanes,
     shift_right16,
-    shift_right16_256,
     shift_right32,
+    splat_float,
     store,
     store_floats,
+    to_floats,
+    to_floats256,
+    widen_floats,
 )
 
 BLOCK, BYTES, SUB = 256, 84, 16
@@ -79,28 +92,59 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
     )
 
 
-# The avx512_vnni tier.
-_PAIR, _LOW, _HIGH = mask_bytes(3), mask_lanes(15), shift_right16_256(4)
-_FIRST, _SECOND = move_bits(0, 0, 2, 2, mask=3), move_bits(4, 4, 6, 6, mask=3)
-_D, _D_MINIMA = spread_f16(2), spread_f16(3)  # of the last 8 bytes
+# The avx512_vnni tier: a table holds 0 to 3 times the scales of 4 sub-blocks.
+_PAIR, _LOW = mask_bytes(3), mask_bytes(15)
+_INDEX0, _INDEX1, _INDEX2, _INDEX3 = (
+    move_bits(first, first, first + 2, first + 2, mask=3, flips=4 * i)
+    for i, first in enumerate((0, 4, 0, 4))
+)
+# Sub-blocks l, 4 + l, 8 + l and 12 + l in lane l, as words, twice: for products 0, 1 and 2, 3.
+_ORDER = bytes_constant([v for lane in range(4) for s in range(4) for v in (4 * s + lane, 128) * 2])
+_TIMES = multiply16([0x0100, 0x0302] * 16)
+_MINIMA = pick_bits([None] * 4 + [4, 5, 6, 7], [4, 5, 6, 7] + [None] * 4)
 
 
 @register_jitable
-def unpack_vectors(block, orders):
-    """256 weights as bytes 0-3, scales and minima spread to where they are used."""
+def _store_order(orders):
+    store(_ORDER(), orders)
+
+
+@register_jitable
+def _unpack(block, orders):
+    """256 weights times their scales as bytes; minima times 16, and minima."""
+    table = _TIMES(_LOW(look_up_bytes(load_four128(block), load(orders))))
     q, p = load_twice256(block + 16), load_twice256(block + 48)
-    u0, u1, u2, u3 = _FIRST(q), _SECOND(q), _FIRST(p), _SECOND(p)
-    scales, minima = _LOW(load_u8_as_32(block)), _HIGH(load_u8_as_16(block))
-    s0, s1, s2, s3 = spread_scales(scales, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, minima, _D(block + 76), _D_MINIMA(block + 76)
+    w0, w1 = look_up_bytes(table, _INDEX0(q)), look_up_bytes(table, _INDEX1(q))
+    w2, w3 = look_up_bytes(table, _INDEX2(p)), look_up_bytes(table, _INDEX3(p))
+    return w0, w1, w2, w3, _MINIMA(load_twice128(block))
+
+
+@register_jitable
+def _add(unpacked, x, y, act, sums):
+    return dot_bytes_of(unpacked, x, act), dot_bytes256(y, unpacked[4], load256(sums))
+
+
+@register_jitable
+def _finish(x, y, factors, total):
+    """d and dmin are the last two of the block's last four float16."""
+    total = fma(to_floats(x), splat_float(load_f32(factors + 8)), total)
+    minima = widen_floats(to_floats256(y))
+    return subtract_product(minima, splat_float(load_f32(factors + 12)), total)
+
+
+@register_jitable
+def _make_sums(sums16, out):
+    split_words(sums16, out)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
-    rows_integer(
-        store_orders,
-        unpack_vectors,
-        dot_minima,
+    rows_folded(
+        _store_order,
+        _make_sums,
+        _unpack,
+        _add,
+        _finish,
         BYTES,
         w,
         stride,
@@ -116,6 +160,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 
 
 # Many tokens.
+_WORD_LOW = mask_lanes(15)
 _DOWN2, _DOWN4, _DOWN6 = (shift_right16(n, n, n, n) for n in (2, 4, 6))
 _NIBBLE, _BY8, _BY16, _BY24 = mask_bytes(15), *(shift_right32(n) for n in (8, 16, 24))
 
@@ -159,10 +204,10 @@ def _fill_four(pairs, place):
 @register_jitable
 def _fill_scales(packed, panel):
     """Four scales of every row as integers."""
-    store(_LOW(packed), panel + PANEL_SCALES)
-    store(_LOW(_BY8(packed)), panel + PANEL_SCALES + 64)
-    store(_LOW(_BY16(packed)), panel + PANEL_SCALES + 128)
-    store(_LOW(_BY24(packed)), panel + PANEL_SCALES + 192)
+    store(_WORD_LOW(packed), panel + PANEL_SCALES)
+    store(_WORD_LOW(_BY8(packed)), panel + PANEL_SCALES + 64)
+    store(_WORD_LOW(_BY16(packed)), panel + PANEL_SCALES + 128)
+    store(_WORD_LOW(_BY24(packed)), panel + PANEL_SCALES + 192)
 
 
 def tiles_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

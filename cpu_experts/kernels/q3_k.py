@@ -8,41 +8,45 @@ weight = d * (scale - 32) * q.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
-from cpu_experts.bits import move_bits
+from cpu_experts.bits import pick_bits
+from cpu_experts.cache import inner
+from cpu_experts.kernels.folded import dot_bytes_of, rows_folded
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_FACTORS, PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import dot_offsets, rows_integer, spread_scales, store_orders
-from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.memory import load_f16, load_f32, load_i32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import add_bytes, multiply16, widen_words, words_constant256
 from cpu_experts.vectors import (
     add_words,
-    bytes_to_words,
+    bytes_constant,
+    fma,
     halves_to_floats,
     lanes_constant,
+    load,
+    load256,
     load_twice256,
+    look_up_bytes,
     mask_bytes,
     mask_lanes,
+    multiply_add16,
     or_,
     shift_left16,
-    shift_left16_256,
     shift_right16,
     shift_right32,
+    splat_8_bytes,
     splat_float,
     store,
+    store256,
     store_floats,
-    words_as_lanes,
-)
-from cpu_experts.vectors import (
-    load_f16 as load_half,
+    to_floats,
 )
 
 BLOCK, BYTES, SUB = 256, 110, 16
 
 
-@njit
+@inner
 def scale_of(packed, s):
     """The scale of sub-block `s` (0-15), -32 to 31, from the 12 bytes at `packed`."""
     low = load_u8(packed + s % 8) >> (s // 8 * 4) & 15
@@ -89,47 +93,82 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
     )
 
 
-# The avx512_vnni tier.
+# The avx512_vnni tier: a table holds -4 to 3 times the scales of 2 sub-blocks, plus 127.
 _PAIR, _THIRD = mask_bytes(3), mask_bytes(4)
-_FIRST, _SECOND = move_bits(0, 0, 2, 2, mask=3), move_bits(4, 4, 6, 6, mask=3)
-# The p-th 32 values find their third bit in bit p: these bring bits 2i and 2i + 1 to bit 2.
-_HIGH0, _HIGH1 = move_bits(-2, -2, -1, -1, mask=4), move_bits(0, 0, 1, 1, mask=4)
-_HIGH2, _HIGH3 = move_bits(2, 2, 3, 3, mask=4), move_bits(4, 4, 5, 5, mask=4)
-_WORDS, _TIMES4, _WORD = bytes_to_words(32), shift_left16_256(2), mask_lanes(0xFFFF)
+_LOW, _HIGH = mask_bytes(15), mask_bytes(0xF0)
+_SWAPPED = pick_bits(*[[4, 5, 6, 7, 0, 1, 2, 3]] * 4)
+# The p-th 32 values find their third bit in bit p. Nibbles of bit pairs meet those of third bits in
+# a byte: the index is the third bit, flipped, the pair, and which of the two sub-blocks it is.
+_LOW_PAIRS, _HIGH_PAIRS = (
+    [[third + i, pair + 2 * i, pair + 2 * i + 1] + [None] * 5 for i in (0, 0, 1, 1)]
+    for third, pair in ((4, 0), (2, 4))
+)
+_FIRST, _SECOND = pick_bits(*_LOW_PAIRS, flips=1), pick_bits(*_HIGH_PAIRS, flips=9)
+# A byte pair of the table is q and q - 4 times the scale, of q from 0 to 3: as one product of 16
+# bits, for no scale of 0 to 63 carries from the first into the second. The scale is 32 too much.
+_TIMES = multiply16([(q - 4 & 255) << 8 | q for q in range(4)] * 8)
+_LESS = add_bytes([127 - 32 * value & 255 for q in range(4) for value in (q, q - 4)] * 8)
+# Of 8 scales in every lane: scale l as four words, then scale 4 + l.
+_ORDER = bytes_constant([v for lane in range(4) for s in (lane, 4 + lane) for v in (s, 128) * 4])
+_MINUS127 = words_constant256([-127] * 16)
 
 
 @register_jitable
-def unpack_vectors(block, orders):
-    """256 weights as bytes 0-7 (4 too much), scales spread to where they are used."""
-    high = load_twice256(block)
-    q, p = load_twice256(block + 32), load_twice256(block + 64)
-    u0 = or_(_FIRST(q), _HIGH0(high))
-    u1 = or_(_SECOND(q), _HIGH1(high))
-    u2 = or_(_FIRST(p), _HIGH2(high))
-    u3 = or_(_SECOND(p), _HIGH3(high))
-    words, d = _unpack_scales(block + 96), splat_float(load_half(block + 108))
-    scales = _WORD(words_as_lanes(words))
-    s0, s1, s2, s3 = spread_scales(scales, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, _TIMES4(words), d
+def _store_order(orders):
+    store(_ORDER(), orders)
+
+
+@register_jitable
+def _unpack(block, orders):
+    """256 weights times their scales plus 127, as bytes."""
+    high, order = load_twice256(block), load(orders)
+    swapped, q, p = _SWAPPED(high), load_twice256(block + 32), load_twice256(block + 64)
+    low_scales, high_scales = _unpack_scales(block + 96)
+    table = _LESS(_TIMES(look_up_bytes(splat_8_bytes(low_scales), order)))
+    w0 = look_up_bytes(table, _FIRST(or_(_LOW(q), _HIGH(swapped))))
+    w1 = look_up_bytes(table, _SECOND(or_(_HIGH(q), _LOW(high))))
+    table = _LESS(_TIMES(look_up_bytes(splat_8_bytes(high_scales), order)))
+    w2 = look_up_bytes(table, _FIRST(or_(_LOW(p), _HIGH(high))))
+    w3 = look_up_bytes(table, _SECOND(or_(_HIGH(p), _LOW(swapped))))
+    return w0, w1, w2, w3
 
 
 @register_jitable
 def _unpack_scales(packed):
-    """The 12 bytes of 6-bit scales as 16 int16, 32 taken off."""
+    """The 12 bytes of 6-bit scales as 8 bytes and 8 more."""
     low, high = load_i64(packed), load_i32(packed + 8) & 0xFFFFFFFF
     # Four bytes of bit pairs: pair k of byte j belongs to scale 4k + j.
     first = (high & 0x03030303) | (high >> 2 & 0x03030303) << 32
     second = (high >> 4 & 0x03030303) | (high >> 6 & 0x03030303) << 32
     low_mask = 0x0F0F0F0F0F0F0F0F
-    return _WORDS((low & low_mask) | first << 4, (low >> 4 & low_mask) | second << 4)
+    return (low & low_mask) | first << 4, (low >> 4 & low_mask) | second << 4
+
+
+@register_jitable
+def _add(unpacked, x, y, act, sums):
+    return dot_bytes_of(unpacked, add_words(x, widen_words(load256(sums))), act), y
+
+
+@register_jitable
+def _finish(x, y, factors, total):
+    """d is the last of the block's last four float16."""
+    return fma(to_floats(x), splat_float(load_f32(factors + 12)), total)
+
+
+@register_jitable
+def _make_sums(sums16, out):
+    """-127 times the sums, as 8 int32: what the tables' 127 adds."""
+    store256(multiply_add16(_MINUS127(), load256(sums16)), out)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
-    rows_integer(
-        store_orders,
-        unpack_vectors,
-        dot_offsets,
+    rows_folded(
+        _store_order,
+        _make_sums,
+        _unpack,
+        _add,
+        _finish,
         BYTES,
         w,
         stride,
@@ -149,7 +188,7 @@ _UP4, _UP2, _UP1 = (shift_left16(n, n, n, n) for n in (4, 2, 1))
 _DOWN1, _DOWN2, _DOWN3, _DOWN4, _DOWN5, _DOWN6 = (
     shift_right16(n, n, n, n) for n in (1, 2, 3, 4, 5, 6)
 )
-_LOW, _TOP, _BYTE = mask_bytes(15), mask_bytes(0x30), mask_lanes(255)
+_TOP, _BYTE, _WORD = mask_bytes(0x30), mask_lanes(255), mask_lanes(0xFFFF)
 _BY8, _BY16, _BY24 = (shift_right32(count) for count in (8, 16, 24))
 _LESS32 = lanes_constant([-32] * 16)
 

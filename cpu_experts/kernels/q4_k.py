@@ -8,10 +8,10 @@ minimum.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
 from cpu_experts.bits import move_bits
+from cpu_experts.cache import inner
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import (
     PANEL_FACTORS,
@@ -48,7 +48,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 256, 144, 32
 
 
-@njit
+@inner
 def scale_and_minimum(packed, s):
     """The 6-bit scale and minimum of sub-block `s` (0-7), from the 12 bytes at `packed`."""
     if s < 4:

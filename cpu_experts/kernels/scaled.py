@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from cpu_experts.cache import inner
 from cpu_experts.kernels.streams import (
     SCRATCH,
     STEP,
-    TOKENS,
     first_row,
     prefetch_block,
     prefetch_first,
+    rows_at_once,
     split_rows,
     start_streams,
+    terms_of,
+    token_terms,
 )
-from cpu_experts.kernels.vnni import add_to_sum, clear_sums, store_sums
 from cpu_experts.layout import scales_offset, sums32_offset
 from cpu_experts.memory import load_f32, load_i64, store_f32, store_i64
 from cpu_experts.row_vectors import fma256, low_blocks, shift_words_left8
@@ -41,7 +41,7 @@ from cpu_experts.vectors import (
 _FIRST, _SECOND, _THIRD, _FOURTH = (spread_floats([2 * i] * 8 + [2 * i + 1] * 8) for i in range(4))
 
 
-@njit(error_model="numpy", forceinline=True)
+@inner(forceinline=True)
 def _products(first, second, q, other):
     """Dot products of two registers with 128 activations, or with their two terms: 256 a + b."""
     x = dot_bytes(zero(), first, load(q))
@@ -52,7 +52,7 @@ def _products(first, second, q, other):
     return to_floats(x), to_floats(y)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inner(forceinline=True)
 def _dot_scaled(unpacked, act, other, first, scales, sums32, narrow, half):
     """256 weights with a float scale per 32, from block `first` of a row on: 16 partial sums.
 
@@ -81,7 +81,7 @@ def _dot_scaled(unpacked, act, other, first, scales, sums32, narrow, half):
     return add_floats(even, odd)
 
 
-@njit(error_model="numpy")
+@inner
 def _whole_group(place, group, end, rest, tail):
     """The group at `place`, or a copy with zeros where memory may end behind its `rest` bytes."""
     if place + group <= end:
@@ -94,16 +94,16 @@ def _whole_group(place, group, end, rest, tail):
     return tail
 
 
-@njit(error_model="numpy", forceinline=True)
+@inner(forceinline=True)
 def _short_rows(unpack, n_bytes, narrow, act, other, start, stride, n_rows, cols, out, tmp):
     """Rows of at most STEP groups: a turn of a stream is a row."""
     group = n_bytes * 8 if narrow else n_bytes
     scales, sums32 = scales_offset(cols), sums32_offset(cols, 32 if narrow else 256)
     whole, blocks, tail = cols // 256, cols // 32, tmp + SCRATCH
-    end, (streams, part) = start + n_rows * stride, split_rows(n_rows)
-    for r in range(part):
+    end, (streams, length) = start + n_rows * stride, split_rows(n_rows)
+    for r in range(length):
         for i in range(streams):
-            row = first_row(i, part, n_rows) + r
+            row = first_row(i, length, n_rows) + r
             place, total = start + row * stride, zero_floats()
             prefetch_block(place, stride, end)
             for g in range(whole):
@@ -119,18 +119,18 @@ def _short_rows(unpack, n_bytes, narrow, act, other, start, stride, n_rows, cols
             store_f32(out + 4 * row, sum_floats(total))
 
 
-@njit(error_model="numpy", forceinline=True)
+@inner(forceinline=True)
 def _long_rows(unpack, n_bytes, narrow, act, other, start, stride, n_rows, cols, out, tmp):
     """Rows of more groups than a turn has; their sums wait in scratch."""
     group = n_bytes * 8 if narrow else n_bytes
     scales, sums32 = scales_offset(cols), sums32_offset(cols, 32 if narrow else 256)
     groups, rest, tail = (cols + 255) // 256, cols % 256 // 32 * n_bytes, tmp + SCRATCH
-    end, (streams, part) = start + n_rows * stride, split_rows(n_rows)
-    for r in range(part):
+    end, (streams, length) = start + n_rows * stride, split_rows(n_rows)
+    for r in range(length):
         for first in range(0, groups, STEP):
             last = min(first + STEP, groups)
             for i in range(streams):
-                row = first_row(i, part, n_rows) + r
+                row = first_row(i, length, n_rows) + r
                 place = start + row * stride + first * group
                 prefetch_block(place, (last - first) * group, end)
                 total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
@@ -143,11 +143,11 @@ def _long_rows(unpack, n_bytes, narrow, act, other, start, stride, n_rows, cols,
                     place += group
                 store_floats(total, tmp + 64 * i)
         for i in range(streams):
-            row = first_row(i, part, n_rows) + r
+            row = first_row(i, length, n_rows) + r
             store_f32(out + 4 * row, sum_floats(load_floats(tmp + 64 * i)))
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def rows_scaled(
     unpack, block, n_bytes, w, stride, row0, n_rows, cols, acts, n_tokens, out, out_stride, tmp
 ):
@@ -157,39 +157,22 @@ def rows_scaled(
     of a sub-block's activations is multiplied with. Rows of 32-value blocks may end in a part of a
     group: what follows them, the next row, meets activations and activation scales of zero.
     """
-    start = w + row0 * stride
-    end = start + n_rows * stride
-    prefetch_first(start, end)
-    narrow = block == 32
-    group = n_bytes * 8 if narrow else n_bytes
-    scales, sums32 = scales_offset(cols), sums32_offset(cols, block)
-    whole, rest = cols // 256, cols % 256 // 32 * n_bytes
-    tail = tmp + SCRATCH
-    if n_tokens == 1 or out_stride == 0:
-        where, act = (start, stride, n_rows, cols, out, tmp), load_i64(acts)
-        start_streams(start, stride, n_rows, end)
-        if n_tokens == 2:
-            other = load_i64(acts + 8) - act
-            if cols <= 256 * STEP:
-                _short_rows(unpack, n_bytes, narrow, act, other, *where)
-            else:
-                _long_rows(unpack, n_bytes, narrow, act, other, *where)
-        elif cols <= 256 * STEP:
-            _short_rows(unpack, n_bytes, narrow, act, 0, *where)
-        else:
-            _long_rows(unpack, n_bytes, narrow, act, 0, *where)
-        return
-    for first in range(0, n_tokens, TOKENS):
-        n = min(TOKENS, n_tokens - first)
-        for r in range(n_rows):
-            source = start + r * stride
-            clear_sums(n, tmp)
-            for g in range(whole + (rest > 0)):
-                place = source + g * group
-                prefetch_block(place, group, end)
-                unpacked = unpack(_whole_group(place, group, end, rest, tail))
-                for t in range(n):
-                    act = load_i64(acts + 8 * (first + t))
-                    found = _dot_scaled(unpacked, act, 0, 8 * g, scales, sums32, narrow, False)
-                    add_to_sum(tmp + 64 * t, found)
-            store_sums(n, tmp, out + first * out_stride + 4 * r, out_stride)
+    narrow, terms = block == 32, terms_of(n_tokens, out_stride)
+    together = rows_at_once(n_rows, n_tokens, terms)
+    for first in range(0, n_rows, together):
+        start = w + (row0 + first) * stride
+        n = min(together, n_rows - first)
+        end = start + n * stride
+        prefetch_first(start, end)
+        start_streams(start, stride, n, end)
+        for t in range(0, n_tokens, terms):
+            act, first_term = token_terms(acts, t, terms)
+            # Both terms by the first's address, and how far the second lies from it.
+            other = act - first_term if first_term != 0 else 0
+            act, place = act - other, out + t * out_stride + 4 * first
+            if cols > 256 * STEP:
+                _long_rows(unpack, n_bytes, narrow, act, other, start, stride, n, cols, place, tmp)
+            elif other != 0:
+                _short_rows(unpack, n_bytes, narrow, act, other, start, stride, n, cols, place, tmp)
+            else:  # a copy without branches in its loop: short rows have a tenth to lose
+                _short_rows(unpack, n_bytes, narrow, act, 0, start, stride, n, cols, place, tmp)

@@ -15,9 +15,9 @@ many tokens four superblocks of 256 rows.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
+from cpu_experts.cache import inner
 from cpu_experts.kernels.tile_code import (
     BIG,
     PACKED_BYTES,
@@ -67,7 +67,7 @@ def fill_pairs(packed, target):
     store(look_up_bytes(packed, _PAIR23()), target + 64)
 
 
-@njit(error_model="numpy")
+@inner
 def _pack(block, sub, offset, cols, b, act, out):
     """Sums and scales of superblock b of an activation. `offset` 0: there are minima."""
     # Loads of what comes in a row behind fewer scales or sums: see layout.py.
@@ -86,7 +86,7 @@ def _pack(block, sub, offset, cols, b, act, out):
     store_floats(scales, out + PACKED_SCALES)
 
 
-@njit(error_model="numpy")
+@inner
 def _pack_all(block, sub, offset, cols, first, last, table, n, packed):
     """Superblocks first..last of n activations: for each superblock those of all."""
     for t in range(n):
@@ -96,7 +96,7 @@ def _pack_all(block, sub, offset, cols, first, last, table, n, packed):
             _pack(block, sub, offset, cols, b, act, target)
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def _multiply(big, small, n, tmp, column, packed, sums, ahead, stride, n_ahead, n_bytes):
     """The two panels against n activations, an even number and at least 4.
 
@@ -120,7 +120,7 @@ def _multiply(big, small, n, tmp, column, packed, sums, ahead, stride, n_ahead, 
             t += SMALL
 
 
-@njit(error_model="numpy")
+@inner
 def _copy_rows(block, stride, n, n_bytes, target):
     """A superblock of n rows, and the last one again until they are 16."""
     for r in range(16):
@@ -129,7 +129,7 @@ def _copy_rows(block, stride, n, n_bytes, target):
             store_i8(target + r * n_bytes + i, load_u8(source + i))
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def _one_tile(
     fill_panel, big, small, block, n_bytes, sub, offset, start, stride, n_rows, cols, n, tmp
 ):
@@ -160,7 +160,7 @@ def _one_tile(
                 _multiply(big, small, n, tmp, 256 * b, packed, sums, ahead, stride, n_ahead, group)
 
 
-@njit(error_model="numpy")
+@inner
 def _list_rows(acts, n, table):
     """Addresses of n activations, then of the last one: for whole tiles, and for their fetching.
 
@@ -171,7 +171,7 @@ def _list_rows(acts, n, table):
     return max(SMALL, (n + 1) // 2 * 2)
 
 
-@njit(error_model="numpy")
+@inner
 def _copy_out(sums, n_rows, whole, n, out, out_stride):
     """The sums of all groups of 32 rows, to where the caller wants them."""
     for t in range(n):
@@ -186,7 +186,7 @@ def _copy_out(sums, n_rows, whole, n, out, out_stride):
                     store_f32(target + 4 * i, load_f32(source + 4 * i))
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def tiles(
     fill_panel,
     big,

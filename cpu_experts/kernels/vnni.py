@@ -2,41 +2,32 @@
 
 A format brings `unpack_vectors(block)`. It gives the 256 weights of a superblock as four registers
 of unsigned bytes, in the order of the activations, and what turns dot products of those bytes into
-the result. Weights are unpacked once and meet up to 8 tokens, or the two terms of one. Signed
-weights are offset to unsigned ones (VPDPBUSD wants that); the offset comes back as a correction
-through the activation's sums.
+the result. Weights meet one token, or the two terms of one, when they are unpacked; another token
+has them unpacked again. Signed weights are offset to unsigned ones (VPDPBUSD wants that); the
+offset comes back as a correction through the activation's sums.
 """
 
 from __future__ import annotations
 
-from numba import njit
 from numba.extending import register_jitable
 
+from cpu_experts.cache import inner
 from cpu_experts.kernels.streams import (
     SCRATCH,
     STEP,
-    TOKENS,
     first_row,
     prefetch_block,
     prefetch_first,
+    rows_at_once,
     split_rows,
     start_streams,
+    terms_of,
+    token_terms,
 )
 from cpu_experts.layout import scales_offset, sums16_offset
-from cpu_experts.memory import (
-    atomic_load,
-    atomic_store,
-    load_f32,
-    load_i64,
-    store_f32,
-)
-from cpu_experts.row_vectors import (
-    subtract_product,
-    subtract_words,
-    widen_words,
-)
+from cpu_experts.memory import atomic_load, atomic_store, load_f32, store_f32
+from cpu_experts.row_vectors import subtract_product, subtract_words, widen_words
 from cpu_experts.vectors import (
-    add_floats,
     add_words,
     choose_lanes,
     dot_bytes,
@@ -64,25 +55,8 @@ _SIXTEENTHS0, _SIXTEENTHS1, _SIXTEENTHS2, _SIXTEENTHS3 = (
 )
 
 
-@njit
-def clear_sums(n, sums):
-    for t in range(n):
-        store_floats(zero_floats(), sums + 64 * t)
-
-
-@njit
-def add_to_sum(place, value):
-    store_floats(add_floats(load_floats(place), value), place)
-
-
-@njit
-def store_sums(n, sums, out, out_stride):
-    for t in range(n):
-        store_f32(out + t * out_stride, sum_floats(load_floats(sums + 64 * t)))
-
-
-@njit
-def _unknown_place(tmp):
+@inner
+def unknown_place(tmp):
     """An address in scratch that LLVM cannot follow.
 
     What it loads from there is no constant to it. It would join a shuffle by a constant with the
@@ -142,25 +116,25 @@ def dot_offsets(unpacked, act, b, scales, sums16, total):
     return fma(multiply(to_floats(sums), d), splat_float(load_f32(act + scales + 4 * b)), total)
 
 
-@njit(error_model="numpy", forceinline=True)
-def _integer_rows(unpack, dot, n_bytes, act, other, start, stride, n_rows, cols, orders, out, tmp):
-    """rows_integer for one activation, or with `other` for the two terms of one."""
+@inner(forceinline=True)
+def _rows(unpack, dot, n_bytes, act, first_term, start, stride, n_rows, cols, orders, out, tmp):
+    """One activation, or with `first_term` not 0 the second term of one."""
     scales, sums16, blocks = scales_offset(cols), sums16_offset(cols, 256), cols // 256
-    end, (streams, part) = start + n_rows * stride, split_rows(n_rows)
+    end, (streams, length) = start + n_rows * stride, split_rows(n_rows)
     start_streams(start, stride, n_rows, end)
-    for r in range(part):
+    for r in range(length):
         for first in range(0, blocks, STEP):
             last = min(first + STEP, blocks)
             for i in range(streams):
-                row = first_row(i, part, n_rows) + r
+                row = first_row(i, length, n_rows) + r
                 block = start + row * stride + first * n_bytes
                 prefetch_block(block, (last - first) * n_bytes, end)
                 total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
                 for b in range(first, last):
                     unpacked = unpack(block, orders)
                     total = dot(unpacked, act, b, scales, sums16, total)
-                    if other is not None:
-                        total = dot(unpacked, other, b, scales, sums16, total)
+                    if first_term != 0:
+                        total = dot(unpacked, first_term, b, scales, sums16, total)
                     block += n_bytes
                 if last == blocks:
                     store_f32(out + 4 * row, sum_floats(total))
@@ -168,7 +142,7 @@ def _integer_rows(unpack, dot, n_bytes, act, other, start, stride, n_rows, cols,
                     store_floats(total, tmp + 64 * i)
 
 
-@njit(error_model="numpy")
+@inner(inline="always")
 def rows_integer(
     prepare,
     unpack,
@@ -192,30 +166,17 @@ def rows_integer(
     of 16, and the float factor: that of both (dot = dot_offsets), or one of each (dot_minima), in
     all lanes.
     """
-    start = w + row0 * stride
-    end = start + n_rows * stride
-    prefetch_first(start, end)
-    orders = _unknown_place(tmp)
+    orders = unknown_place(tmp)
     prepare(orders)
-    if n_tokens == 1 or out_stride == 0:
-        where, act = (start, stride, n_rows, cols, orders, out, tmp), load_i64(acts)
-        if n_tokens == 1:
-            _integer_rows(unpack, dot, n_bytes, act, None, *where)
-        else:
-            _integer_rows(unpack, dot, n_bytes, act, load_i64(acts + 8), *where)
-        return
-    scales, sums16, blocks = scales_offset(cols), sums16_offset(cols, 256), cols // 256
-    for first in range(0, n_tokens, TOKENS):
-        n = min(TOKENS, n_tokens - first)
-        for r in range(n_rows):
-            source = start + r * stride
-            clear_sums(n, tmp)
-            for b in range(blocks):
-                block = source + b * n_bytes
-                prefetch_block(block, n_bytes, end)
-                unpacked = unpack(block, orders)
-                for t in range(n):
-                    act = load_i64(acts + 8 * (first + t))
-                    total = dot(unpacked, act, b, scales, sums16, load_floats(tmp + 64 * t))
-                    store_floats(total, tmp + 64 * t)
-            store_sums(n, tmp, out + first * out_stride + 4 * r, out_stride)
+    terms = terms_of(n_tokens, out_stride)
+    together = rows_at_once(n_rows, n_tokens, terms)
+    for first in range(0, n_rows, together):
+        start = w + (row0 + first) * stride
+        n = min(together, n_rows - first)
+        prefetch_first(start, start + n * stride)
+        for t in range(0, n_tokens, terms):
+            act, first_term = token_terms(acts, t, terms)
+            place = out + t * out_stride + 4 * first
+            _rows(
+                unpack, dot, n_bytes, act, first_term, start, stride, n, cols, orders, place, tmp
+            )  # fmt: skip

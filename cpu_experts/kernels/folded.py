@@ -1,0 +1,155 @@
+"""The avx512_vnni tier for few tokens of formats whose weights times integer scales are bytes.
+
+Q2_K and Q3_K have few values and a scale for every 16: applying scales to sums of products, as
+vnni.py does, is half of the work. Here all that a sub-block's values can be, times its scale, are
+the bytes of a table in a register. VPSHUFB looks the weights up, and a superblock is four VPDPBUSD
+into one register. A table serves the sub-blocks that have the same place in four vectors: its index
+is a value and the number of the vector.
+"""
+
+from __future__ import annotations
+
+from cpu_experts.cache import inner
+from cpu_experts.kernels.streams import (
+    SCRATCH,
+    first_row,
+    prefetch_block,
+    prefetch_first,
+    rows_at_once,
+    split_rows,
+    start_streams,
+    terms_of,
+    token_terms,
+)
+from cpu_experts.kernels.vnni import unknown_place
+from cpu_experts.layout import scales_offset, sums16_offset
+from cpu_experts.memory import store_f32
+from cpu_experts.row_vectors import (
+    shift_words_left8,
+    shift_words_left8_256,
+    store_factors,
+    zero256,
+)
+from cpu_experts.vectors import (
+    dot_bytes,
+    load,
+    load_floats,
+    store_floats,
+    sum_floats,
+    zero,
+    zero_floats,
+)
+
+_STEP = 8  # superblocks of a stream's turn: they are short
+# From the unknown place on: lane orders, the factors of a superblock; what stands for sums.
+_FACTORS, _SUMS = 64, 128
+
+
+@inner
+def dot_bytes_of(unpacked, start, q):
+    """`start` plus the products of four vectors of weights with 256 activations."""
+    total = dot_bytes(start, unpacked[0], load(q))
+    total = dot_bytes(total, unpacked[1], load(q + 64))
+    total = dot_bytes(total, unpacked[2], load(q + 128))
+    return dot_bytes(total, unpacked[3], load(q + 192))
+
+
+@inner
+def _make_sums(make, act, cols, sums):
+    """32 bytes for each superblock of an activation: what `make` makes of its sums of 16."""
+    source = act + sums16_offset(cols, 256)
+    for b in range(cols // 256):
+        make(source + 32 * b, sums + 32 * b)
+
+
+@inner(forceinline=True)
+def _rows(
+    unpack,
+    add,
+    finish,
+    n_bytes,
+    act,
+    high,
+    sums,
+    start,
+    stride,
+    n_rows,
+    cols,
+    orders,
+    again,
+    out,
+    tmp,
+):
+    """One activation, or with `high` not 0 the second term of one, whose first that is."""
+    scales, blocks = act + scales_offset(cols), cols // 256
+    end, (streams, length) = start + n_rows * stride, split_rows(n_rows)
+    start_streams(start, stride, n_rows, end)
+    for r in range(length):
+        for first in range(0, blocks, _STEP):
+            last = min(first + _STEP, blocks)
+            for i in range(streams):
+                row = first_row(i, length, n_rows) + r
+                block = start + row * stride + first * n_bytes
+                prefetch_block(block, (last - first) * n_bytes, end)
+                total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
+                for b in range(first, last):
+                    unpacked = unpack(block, orders)
+                    store_factors(block + n_bytes - 8, scales + 4 * b, orders + _FACTORS)
+                    x, y = zero(), zero256()
+                    if high != 0:
+                        x, y = add(unpacked, x, y, high + 256 * b, sums + 32 * (blocks + b))
+                        x, y = shift_words_left8(x), shift_words_left8_256(y)
+                    x, y = add(unpacked, x, y, act + 256 * b, sums + 32 * b)
+                    total = finish(x, y, again + _FACTORS, total)
+                    block += n_bytes
+                if last == blocks:
+                    store_f32(out + 4 * row, sum_floats(total))
+                else:
+                    store_floats(total, tmp + 64 * i)
+
+
+@inner(inline="always")
+def rows_folded(
+    prepare,
+    make,
+    unpack,
+    add,
+    finish,
+    n_bytes,
+    w,
+    stride,
+    row0,
+    n_rows,
+    cols,
+    acts,
+    n_tokens,
+    out,
+    out_stride,
+    tmp,
+):
+    """out[t, r] = row r . activation t. A format brings:
+
+    prepare(orders): store the lane orders that `unpack(block, orders)` loads, 64 bytes. `unpack`
+    gives four vectors of bytes, scales applied, and what `add` wants besides. make(sums16, out):
+    the 32 bytes that stand for a superblock's sums of 16. add(unpacked, x, y, act, sums) adds the
+    superblock to 16 and to 8 integer sums; finish(x, y, factors, total) adds those to `total`,
+    times factors: the block's last four float16 times the activation's scale, as float32.
+    """
+    orders, again = unknown_place(tmp), unknown_place(tmp)
+    prepare(orders)
+    terms, sums = terms_of(n_tokens, out_stride), tmp + SCRATCH + _SUMS
+    together = rows_at_once(n_rows, n_tokens, terms)
+    for first in range(0, n_rows, together):
+        start = w + (row0 + first) * stride
+        n = min(together, n_rows - first)
+        prefetch_first(start, start + n * stride)
+        for t in range(0, n_tokens, terms):
+            act, high = token_terms(acts, t, terms)
+            _make_sums(make, act, cols, sums)
+            if high != 0:
+                _make_sums(make, high, cols, sums + cols // 8)
+            place = out + t * out_stride + 4 * first
+            _rows(
+                unpack, add, finish, n_bytes, act, high, sums, start, stride, n, cols, orders,
+                again, place, tmp,
+            )  # fmt: skip
