@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 from numba import types
 
+from cpu_experts.bf16_products import Tiles
 from cpu_experts.cache import c_function, entry
 from cpu_experts.layout import row_stride
 from cpu_experts.pool import ITEM, pool_address
@@ -45,11 +46,12 @@ def preparing() -> int:
 
 
 class Activations:
-    """x float32 [T, cols]; its int8 forms are made when a weight first asks for them."""
+    """x float32 [T, cols]; its int8 and bf16 forms are made when a weight first asks for them."""
 
     def __init__(self, x: np.ndarray) -> None:
         self.x = as_rows(x, x.shape[-1])
         self._forms: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
+        self._tiles: Tiles | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,6 +64,12 @@ class Activations:
         if form is None:
             form = self._forms[kind, terms] = self._make(kind, terms)
         return form[0]
+
+    def tiles(self) -> Tiles:
+        """The rows as bf16 tiles."""
+        if self._tiles is None:
+            self._tiles = Tiles.of(self.x)
+        return self._tiles
 
     def _make(self, kind: int, terms: int) -> tuple[int, np.ndarray]:
         n_rows, cols = self.shape

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cpu_experts import Activations, ExpertBank, moe_forward
+from cpu_experts import Activations, ExpertBank, bf16_products, moe_forward
 
 
 class Answer(NamedTuple):
@@ -45,7 +45,10 @@ class MLP:
         """`normed` `[T, hidden]` -> float32 `[T, hidden]`, which is still to add to `x`."""
         if not isinstance(normed, Activations):
             normed = Activations(normed.numpy())
-        return torch.from_numpy(moe_forward(normed, *_only_expert(len(x)), self.bank))
+        bank = self.bank
+        if bf16_products.suits(len(x), bank.gate, bank.up, bank.down):
+            return torch.from_numpy(bf16_products.feed_forward(normed.tiles(), bank))
+        return torch.from_numpy(moe_forward(normed, *_only_expert(len(x)), bank))
 
 
 @lru_cache(maxsize=4)

@@ -2,8 +2,8 @@
 
 Same call as torch's modules. The products run in the `cpu_experts` kernels on the file's own
 blocks: float weights meet float32 activations, quantised ones int8 activations in two terms. One
-term is what the experts take; here it would cost most of a model's distance to exact logits
-(docs/log.md).
+term is what experts and feed-forwards take; here it would cost most of a model's distance to exact
+logits (docs/log.md). A prompt's tokens meet quantised weights as bf16 where the CPU has AMX.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from cpu_experts import Activations, QuantTensor, matmul
+from cpu_experts import Activations, QuantTensor, bf16_products, matmul
 
 
 class Weights(Protocol):
@@ -36,7 +36,9 @@ class Linear:
 
     def __call__(self, x: torch.Tensor | Activations) -> torch.Tensor:
         """`x` float32 `[T, cols]` -> `[T, rows]`; `Activations` serve several products."""
-        rows = x if isinstance(x, Activations) else x.numpy()
+        rows = x if isinstance(x, Activations) else Activations(x.numpy())
+        if bf16_products.suits(len(rows.x), self.weight):
+            return torch.from_numpy(bf16_products.product(rows.tiles(), self.weight))
         return torch.from_numpy(matmul(rows, self.weight, terms=2))
 
 
