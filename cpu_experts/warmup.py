@@ -35,6 +35,7 @@ _COMMON: dict[str, Callable[[], object]] = {
     "activations": prepared,
     "pool": pool_address,
 }
+_LONG = ("moe", "moe few tokens", "step attend_latents", "step attend_heads")
 _ALL = {**_COMMON, **bf16_products.STEPS, **codes((LATENT, GROUPED))}
 
 
@@ -52,8 +53,12 @@ def warmup(
             raise UnsupportedFormat(f"no kernel for weight format {name}")
     tiles, *small = ([f"{name} {role}" for name in names] for role in (TILES, ROWS, DEQUANT))
     programs = codes(attention) if attention else {}
+    known = [*_COMMON, *programs]
+    long = [step for step in known if step in _LONG]
+    short = [step for step in known if step not in _LONG]
     # The longest first: none ends alone.
-    steps = [*small[0], *tiles, *bf16_products.steps(names), *_COMMON, *programs, *small[1]]
+    wide = bf16_products.steps(names)
+    steps = [*long, *tiles, *wide, *small[0], *short, *small[1]]
     yield 0, len(steps)
     missing = deque(step for step in steps if not _mark(step).exists())
     helpers = _start_helpers(missing)
