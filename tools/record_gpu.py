@@ -1,9 +1,9 @@
-"""Run R1's full shapes on this machine's GPU and write the figures into docs/benchmarks.md.
+"""Run R1's and its distills' shapes on this machine's GPU; write the figures in docs/benchmarks.md.
 
     python -m tools.record_gpu [--vram 24] [--ram GiB]
 
-Runs of `localr1 bench --synthetic deepseek-r1`, each in a process of its own; RUNS says which. A
-larger GPU is made small for real: another process holds all but what a card of that size leaves.
+Runs of `localr1 bench --synthetic`, each in a process of its own; RUNS says which. A larger GPU is
+made small for real: another process holds all but what a card of that size leaves.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ from typing import Any
 from tools.check_benchmarks import DOCUMENT
 
 BEGIN, END = "<!-- gpu -->", "<!-- end of gpu -->"
+R1, SMALL = "deepseek-r1", ["--ram", "24"]  # GiB: many times any cache
 LONG = ["--quant", "Q8_0", "--layers", "4", "--context", "131072", "--prefill", "131000"]
+DENSE = ["--context", "4096", "--prefill", "512"]
 RUNS = (
-    ("R1, 8K", ["--context", "8192", "--prefill", "4096"]),
-    ("experts answer at once, 1K", ["--context", "1024", "--stub", "--ram", "8"]),
-    ("experts answer at once, 8K", ["--context", "8192", "--stub", "--ram", "8"]),
-    ("4 layers in Q8_0, 131K", [*LONG, "--tokens", "3"]),
+    ("R1, 8K", R1, ["--context", "8192"]),
+    ("R1, 1K", R1, ["--context", "1024", *SMALL]),
+    ("R1, 32K", R1, ["--context", "32768", *SMALL]),
+    ("R1, 8K, experts answer at once", R1, ["--context", "8192", "--stub", "--ram", "8"]),
+    ("9 layers of R1, a prompt of 4K", R1, ["--layers", "9", "--prefill", "4096", *SMALL]),
+    ("4 layers of R1 in Q8_0, a prompt of 131K", R1, [*LONG, "--tokens", "3", *SMALL]),
+    ("7B", "deepseek-r1:7b", DENSE),
+    ("7B, 6 GiB of VRAM", "deepseek-r1:7b", [*DENSE, "--vram", "6"]),
+    ("7B, 4 GiB of VRAM", "deepseek-r1:7b", [*DENSE, "--vram", "4"]),
+    ("14B, 8 GiB of VRAM", "deepseek-r1:14b", [*DENSE, "--vram", "8"]),
 )
 _HELD = 0.98  # of a card's memory is what CUDA shows of it
 
 
-def measured(options: list[str]) -> dict[str, Any]:
+def measured(model: str, options: list[str]) -> dict[str, Any]:
     """One run's line of JSON."""
-    command = [sys.executable, "-m", "localr1", "bench", "--synthetic", "deepseek-r1", "--json"]
+    command = [sys.executable, "-m", "localr1", "bench", "--synthetic", model, "--json"]
     done = subprocess.run([*command, *options], stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -67,10 +75,13 @@ def rows(name: str, result: dict[str, Any]) -> list[str]:
             continue
         share = "" if row["share"] is None else f"{row['share']:.2f}"
         lines.append(f"| {name} | {row['name']} | {row['value']:,.2f} {row['unit']} | {share} |")
-    taken, plan = result["plan"]["vram_measured"], result["plan"]["vram"]
-    if taken is not None:
-        gib = 1 << 30
-        lines.append(f"| {name} | VRAM, plan's {plan / gib:.2f} | {taken / gib:.2f} GiB | |")
+    plan, gib = result["plan"], 1 << 30
+    if not result["synthetic"]["stub"]:
+        what = f"decode, as planned behind {plan['decode_depth']:,} tokens"
+        lines.append(f"| {name} | {what} | {plan['decode']:,.2f} tokens/s | |")
+    if plan["vram_measured"] is not None:
+        taken, planned = (plan[key] / gib for key in ("vram_measured", "vram"))
+        lines.append(f"| {name} | VRAM, plan's {planned:.2f} | {taken:.2f} GiB | |")
     return lines
 
 
@@ -100,12 +111,14 @@ def main() -> None:
     more = ["--vram", options.vram]
     ram = ["--ram", options.ram] if options.ram else []
     with ballast(float(options.vram)):
-        results = {name: measured([*more, *ram, *given]) for name, given in RUNS}
+        results = {}
+        for name, model, given in RUNS:
+            results[name] = measured(model, [*more, *ram, *given])
+            print(*rows(name, results[name]), sep="\n", flush=True)
     text = DOCUMENT.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     DOCUMENT.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", "utf-8")
-    print(table(results))
 
 
 if __name__ == "__main__":
