@@ -16,6 +16,7 @@ from typing import Any
 from localr1.choices import Choice
 from localr1.errors import LocalR1Error
 from localr1.models.cache_layout import IN_8_BITS
+from localr1.progress import duration
 from offload.hardware import Hardware
 from offload.placement import Item, Kind, Tier, Weight
 from offload.planner import CAPABILITY, usable_gpu
@@ -53,12 +54,6 @@ def speed(tokens_per_second: float) -> str:
     if tokens_per_second < 1:
         return f"{tokens_per_second:.2f}"
     return f"{tokens_per_second:.{1 if tokens_per_second < 20 else 0}f}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `2 min 15 s`."""
-    whole = max(1, round(seconds))
-    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
 
 
 def verdict(choice: Choice, roomier: Choice | None = None) -> str:
@@ -146,12 +141,13 @@ def _column(title: str, items: Sequence[Item]) -> list[str]:
 def _speeds(choice: Choice) -> str:
     p = choice.placement.prediction
     share = 100 * p.decode_tps / p.decode_limit_tps
+    loading = duration(max(1, p.load_seconds))
     return "\n".join((
         f"writes {speed(p.decode_tps):>6} tokens/s   {share:.0f} % of the "
         f"{speed(p.decode_limit_tps)} that {p.decode_limit} allows",
         f"reads  {speed(p.prefill_tps):>6} tokens/s   of a prompt of {PROMPT} tokens, bound by "
         f"{p.prefill_limit}",
-        f"loads in {duration(p.load_seconds)} from the disk; at once where the page cache holds it",
+        f"loads in {loading} from the disk; at once where the page cache holds it",
     ))  # fmt: skip
 
 

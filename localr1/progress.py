@@ -54,11 +54,29 @@ class ProgressLine:
 def line(event: Progress, seconds: float) -> str:
     """The text for an event, `seconds` after its stage began."""
     left = seconds * (event.total - event.done) / event.done if event.done else 0.0
-    tail = f"   {left:.0f} s left" if left >= 1 else ""
+    tail = f"   {duration(left)} left" if left >= 1 else ""
     if event.unit == "bytes":
-        speed = event.done / _GB / seconds if seconds > 0 else 0.0
-        unit, name = (_GB, "GB") if event.total >= _GB else (_MB, "MB")
-        amount = f"{event.done / unit:.1f} of {event.total / unit:.1f} {name}   {speed:.1f} GB/s"
+        unit, name = _unit(event.total)
+        amount = f"{event.done / unit:.1f} of {event.total / unit:.1f} {name}"
+        if seconds > 0:
+            speed = event.done / seconds
+            unit, name = _unit(speed)
+            amount += f"   {speed / unit:.1f} {name}/s"
     else:
         amount = f"{event.done} of {event.total} {event.unit}"
     return f"{event.stage}   {amount}{tail}"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `41 s`, `1 min 31 s`, `2 h 5 min`."""
+    if seconds < 0.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _unit(nbytes: float) -> tuple[float, str]:
+    return (_GB, "GB") if nbytes >= _GB else (_MB, "MB")

@@ -97,6 +97,9 @@ def test_progress_is_for_terminals_only() -> None:
     assert line(Progress("Summing", 2 * 10**9, 8 * 10**9, "bytes"), 1.0) == (
         "Summing   2.0 of 8.0 GB   2.0 GB/s   3 s left"
     )
+    slow = Progress("Downloading", 250 * 10**6, 8 * 10**9, "bytes")
+    assert line(slow, 10.0) == "Downloading   0.2 of 8.0 GB   25.0 MB/s   5 min 10 s left"
+    assert line(slow, 0.0) == "Downloading   0.2 of 8.0 GB"
 
 
 def test_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,11 @@ from typing import Literal, TextIO
 
 from localr1.chat.live import LiveLines
 from localr1.chat.markdown import MarkdownStream
-from localr1.chat.terminal import can_colour, can_move_cursor, clean, columns, count, duration
+from localr1.chat.terminal import can_colour, can_move_cursor, clean, columns, count
 from localr1.chat.views import DIM, RESET, ThinkMode, repetition_line, stats_line
 from localr1.chat.wrap import WordWrap
 from localr1.events import Content, Done, Event, GenerationStats, Progress, Reasoning, Repetition
+from localr1.progress import duration
 
 _LONG_PROMPT = 256  # tokens; shorter ones are read before a progress line could be
 _WINDOW_LINES = 5

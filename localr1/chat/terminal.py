@@ -50,11 +50,3 @@ def short(tokens: int) -> str:
         return str(tokens)
     size = tokens / 1024
     return f"{size:.1f}".removesuffix(".0") + "k" if size < 9.95 else f"{size:.0f}k"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `41 s`, `1 min 31 s`."""
-    if seconds < 0.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"

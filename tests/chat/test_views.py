@@ -11,9 +11,10 @@ import pytest
 
 from localr1.chat import views
 from localr1.chat.session import Session
-from localr1.chat.terminal import clean, duration, short
+from localr1.chat.terminal import clean, short
 from localr1.chat.views import JsonView, PlainView, play, stats_line
 from localr1.events import Content, Done, Event, GenerationStats, Progress, Reasoning
+from localr1.progress import duration
 from tests.chat.fake import SUM, FakeLLM
 
 STATS = GenerationStats(1200, 0, 120, 611, 2.0, 50.0, 41.2)
@@ -122,12 +123,13 @@ def test_figures() -> None:
         "32k",
         "160k",
     ]
-    assert [duration(s) for s in (0, 0.42, 3.4, 59.7, 91)] == [
+    assert [duration(s) for s in (0, 0.42, 3.4, 59.7, 91, 7530)] == [
         "0.0 s",
         "0.4 s",
         "3 s",
         "1 min 0 s",
         "1 min 31 s",
+        "2 h 5 min",
     ]
     line = stats_line(Done("length", GenerationStats(10, 0, 0, 1, 0.1, 0.0, 0.0)), 2048)
     assert line == "  1 token   0.0 tok/s   context 11 of 2k   cut at the token limit"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from localr1.chat.commands.chat import Chat
-from localr1.chat.terminal import clean, count, duration, short
+from localr1.chat.terminal import clean, count, short
 from localr1.chat.transcript import Message
 from localr1.chat.views import ThinkMode
+from localr1.progress import duration
 
 if TYPE_CHECKING:
     from offload.placement import Placement
