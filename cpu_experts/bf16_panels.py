@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from cpu_experts.amx import SUPER_BYTES, to_pairs
-from cpu_experts.cache import c_function
+from cpu_experts.cache import c_function, inner
 from cpu_experts.kernels import (
     iq4_nl,
     iq4_xs,
@@ -55,7 +55,7 @@ _low_word = operation(INTS, (INTS,), lambda b, x: b.ashr(b.shl(x, _UP16), _UP16)
 _high_word = operation(INTS, (INTS,), lambda b, x: b.ashr(x, _UP16))
 
 
-@njit(error_model="numpy")
+@inner
 def _scale(panel, s, words):
     """The float32 scales of sub-block s of 16 rows."""
     if words:
@@ -64,7 +64,7 @@ def _scale(panel, s, words):
     return load_floats(panel + PANEL_SCALES + 64 * s)
 
 
-@njit(error_model="numpy")
+@inner
 def _minimum(panel, s, minima):
     """What is taken off its weights, less the offset of the bytes."""
     if minima == _FLOAT_MINIMA:
@@ -76,7 +76,7 @@ def _minimum(panel, s, minima):
     return zero_floats()
 
 
-@njit(error_model="numpy")
+@inner
 def _widen(panel, sub, offset, words, minima, target):
     """A panel as 8 tiles: byte * scale - (minimum + offset * scale)."""
     less, minus = splat_float(np.float32(-offset)), splat_float(np.float32(-1.0))
@@ -94,7 +94,7 @@ def _widen(panel, sub, offset, words, minima, target):
             store(to_pairs(c, d), target + 128 * quad + 64)
 
 
-@njit(error_model="numpy")
+@inner
 def _fill(fill_panel, n_bytes, sub, offset, words, minima, block, stride, n, target):
     """n superblocks, of n_bytes each, of 16 rows; their panels lie behind the tiles meanwhile."""
     panel = target + n * SUPER_BYTES

@@ -13,13 +13,12 @@ from functools import cache, partial
 from importlib import import_module
 
 import numpy as np
-from numba import njit
 
 from cpu_experts import amx
 from cpu_experts.activate import swiglu
 from cpu_experts.amx import GROUP, SUPER_BYTES, TILE_BYTES, TILE_COLS, to_bf16
 from cpu_experts.bank import ExpertBank
-from cpu_experts.cache import c_function
+from cpu_experts.cache import c_function, inner
 from cpu_experts.formats import FLOAT, FORMATS
 from cpu_experts.memory import call_item, load_i64, prefetch
 from cpu_experts.pool import ITEM, get_threads, pool_address
@@ -45,7 +44,7 @@ _dot0, _dot1, _dot2, _dot3 = (
 )
 
 
-@njit(error_model="numpy")
+@inner
 def _block(acts, act_step, panels, panel_step, n_tiles, out, out_stride, more, ahead, part):
     """32 tokens x 32 rows over n_tiles tiles of columns; with `more`, added to what is there.
 
@@ -80,7 +79,7 @@ def _block(acts, act_step, panels, panel_step, n_tiles, out, out_stride, more, a
     _store3(below + 64, out_stride)
 
 
-@njit(error_model="numpy")
+@inner
 def _fill_rows(weight, fill, row, n_rows, first, n, target):
     """Superblocks first..first + n of a run of rows as tiles, the next rows asked for meanwhile."""
     stride, supers = load_i64(weight + 8 * STRIDE), load_i64(weight + 8 * COLS) // 256
@@ -94,7 +93,7 @@ def _fill_rows(weight, fill, row, n_rows, first, n, target):
         target += n * SUPER_BYTES
 
 
-@njit(error_model="numpy")
+@inner
 def _multiply(weight, fill, other, other_fill, row, n_rows, acts, n_tokens, tmp):
     """Products of a run of rows, or with `other` of a run of two matrices: [n_tokens, all rows]."""
     supers, panels, out = load_i64(weight + 8 * COLS) // 256, tmp, tmp + _SUMS
@@ -146,7 +145,7 @@ def _product_item(job, item, slot, scratch):
                 store_floats(load_floats(source + i), target + i)
 
 
-@njit(error_model="numpy")
+@inner
 def _pack_row(source, n_cols, target):
     """A token's values as its row of tiles: whole tiles."""
     for tile in range(n_cols // TILE_COLS):
