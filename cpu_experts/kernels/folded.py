@@ -23,7 +23,7 @@ from cpu_experts.kernels.streams import (
 )
 from cpu_experts.kernels.vnni import unknown_place
 from cpu_experts.layout import scales_offset, sums16_offset
-from cpu_experts.memory import store_f32
+from cpu_experts.memory import load_f32, store_f32
 from cpu_experts.row_vectors import (
     shift_words_left8,
     shift_words_left8_256,
@@ -41,8 +41,9 @@ from cpu_experts.vectors import (
 )
 
 _STEP = 8  # superblocks of a stream's turn: they are short
-# From the unknown place on: lane orders, the factors of a superblock; what stands for sums.
-_FACTORS, _SUMS = 64, 128
+# From the unknown place on: lane orders, factors of a superblock, what is packed of activations.
+_FACTORS, _ALL_PACKED = 64, 128
+_SCALE, _PACKED = 32, 64  # of a superblock: where its scale is, behind the sums, and bytes
 
 
 @inner
@@ -55,11 +56,12 @@ def dot_bytes_of(unpacked, start, q):
 
 
 @inner
-def _make_sums(make, act, cols, sums):
-    """32 bytes for each superblock of an activation: what `make` makes of its sums of 16."""
-    source = act + sums16_offset(cols, 256)
+def _pack(make, act, cols, packed):
+    """For each superblock of an activation: what `make` makes of its sums of 16, and its scale."""
+    source, scales = act + sums16_offset(cols, 256), act + scales_offset(cols)
     for b in range(cols // 256):
-        make(source + 32 * b, sums + 32 * b)
+        make(source + 32 * b, packed + _PACKED * b)
+        store_f32(packed + _PACKED * b + _SCALE, load_f32(scales + 4 * b))
 
 
 @inner(forceinline=True)
@@ -70,7 +72,7 @@ def _rows(
     n_bytes,
     act,
     high,
-    sums,
+    packed,
     start,
     stride,
     n_rows,
@@ -81,7 +83,7 @@ def _rows(
     tmp,
 ):
     """One activation, or with `high` not 0 the second term of one, whose first that is."""
-    scales, blocks = act + scales_offset(cols), cols // 256
+    blocks = cols // 256
     end, (streams, length) = start + n_rows * stride, split_rows(n_rows)
     start_streams(start, stride, n_rows, end)
     for r in range(length):
@@ -90,16 +92,17 @@ def _rows(
             for i in range(streams):
                 row = first_row(i, length, n_rows) + r
                 block = start + row * stride + first * n_bytes
-                prefetch_block(block, (last - first) * n_bytes, end)
+                prefetch_block(block, _STEP * n_bytes, end)
                 total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
                 for b in range(first, last):
                     unpacked = unpack(block, orders)
-                    store_factors(block + n_bytes - 8, scales + 4 * b, orders + _FACTORS)
+                    scale = packed + _PACKED * b + _SCALE
+                    store_factors(block + n_bytes - 8, scale, orders + _FACTORS)
                     x, y = zero(), zero256()
                     if high != 0:
-                        x, y = add(unpacked, x, y, high + 256 * b, sums + 32 * (blocks + b))
+                        x, y = add(unpacked, x, y, high + 256 * b, packed + _PACKED * (blocks + b))
                         x, y = shift_words_left8(x), shift_words_left8_256(y)
-                    x, y = add(unpacked, x, y, act + 256 * b, sums + 32 * b)
+                    x, y = add(unpacked, x, y, act + 256 * b, packed + _PACKED * b)
                     total = finish(x, y, again + _FACTORS, total)
                     block += n_bytes
                 if last == blocks:
@@ -137,7 +140,7 @@ def rows_folded(
     """
     orders, again = unknown_place(tmp), unknown_place(tmp)
     prepare(orders)
-    terms, sums = terms_of(n_tokens, out_stride), tmp + SCRATCH + _SUMS
+    terms, packed = terms_of(n_tokens, out_stride), tmp + SCRATCH + _ALL_PACKED
     together = rows_at_once(n_rows, n_tokens, terms)
     for first in range(0, n_rows, together):
         start = w + (row0 + first) * stride
@@ -145,11 +148,11 @@ def rows_folded(
         prefetch_first(start, start + n * stride)
         for t in range(0, n_tokens, terms):
             act, high = token_terms(acts, t, terms)
-            _make_sums(make, act, cols, sums)
+            _pack(make, act, cols, packed)
             if high != 0:
-                _make_sums(make, high, cols, sums + cols // 8)
+                _pack(make, high, cols, packed + cols // 256 * _PACKED)
             place = out + t * out_stride + 4 * first
             _rows(
-                unpack, add, finish, n_bytes, act, high, sums, start, stride, n, cols, orders,
+                unpack, add, finish, n_bytes, act, high, packed, start, stride, n, cols, orders,
                 again, place, tmp,
             )  # fmt: skip

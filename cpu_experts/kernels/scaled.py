@@ -132,7 +132,7 @@ def _long_rows(unpack, n_bytes, narrow, act, other, start, stride, n_rows, cols,
             for i in range(streams):
                 row = first_row(i, length, n_rows) + r
                 place = start + row * stride + first * group
-                prefetch_block(place, (last - first) * group, end)
+                prefetch_block(place, STEP * group, end)
                 total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
                 for g in range(first, last):
                     if rest > 0 and g == groups - 1:

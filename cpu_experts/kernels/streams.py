@@ -49,7 +49,10 @@ def start_streams(start, stride, n_rows, end):
 
 @inner
 def prefetch_block(block, n_bytes, end):
-    """A block's worth of lines, AHEAD of it; past `end` lies what another thread may be reading."""
+    """So many bytes' lines, AHEAD of a block; past `end` lies what another thread may be reading.
+
+    A constant `n_bytes` is a row of instructions and no loop: a tenth of a kernel's instructions.
+    """
     place = min(block + AHEAD, end)
     for line in range((n_bytes + 63) // 64):
         prefetch(place + 64 * line)

@@ -128,7 +128,7 @@ def _rows(unpack, dot, n_bytes, act, first_term, start, stride, n_rows, cols, or
             for i in range(streams):
                 row = first_row(i, length, n_rows) + r
                 block = start + row * stride + first * n_bytes
-                prefetch_block(block, (last - first) * n_bytes, end)
+                prefetch_block(block, STEP * n_bytes, end)
                 total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
                 for b in range(first, last):
                     unpacked = unpack(block, orders)
