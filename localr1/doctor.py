@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cpu_experts
-from cpu_experts import cpu
+from cpu_experts import amx, cpu
 from cpu_experts.cache import folder_is_shared, use_own_folder
 from localr1.machine import hardware
 from localr1.progress import ProgressLine
@@ -155,7 +155,7 @@ def _kernels() -> Check:
     except cpu_experts.UnsupportedISA as error:
         return Check(name, str(error), needed, "unset LOCALR1_ISA", missing=True)
     slow = "" if tier == "avx512_vnni" else "it works, at a fraction of the speed"
-    return Check(name, tier, needed, slow)
+    return Check(name, f"{tier}, AMX for prompts" if amx.in_use() else tier, needed, slow)
 
 
 def _cores(machine: Hardware) -> Check:

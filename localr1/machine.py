@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Report: TypeAlias = Callable[[Progress], None]
 
-_FORMAT = 1  # of the file, and of what its figures mean
+_FORMAT = 2  # of the file, and of what its figures mean
 _CACHES = 20  # a working set of so many last-level caches cannot live in them,
 _MOST, _PART = 4 << 30, 12  # but it takes no more than this, and than this part of the free RAM,
 _TOUCH_SECONDS = 2.0  # and no longer to get: memory that was free for long is slow at first
@@ -123,10 +123,10 @@ def _remember(path: Path, key: dict[str, Any], measured: Hardware) -> None:
 
 def _measured(folder: Path, threads: int | None, report: Report) -> Hardware:
     import cpu_experts
-    from cpu_experts import cpu
+    from cpu_experts import amx, cpu
 
     try:
-        isa = cpu_experts.tier()
+        isa = facts.AMX if amx.in_use() else cpu_experts.tier()
     except cpu_experts.UnsupportedISA as error:
         raise Unsupported(str(error), "unset LOCALR1_ISA to let the processor choose") from error
     before = cpu_experts.get_threads()
@@ -136,7 +136,7 @@ def _measured(folder: Path, threads: int | None, report: Report) -> Hardware:
         cores=len(cpu.physical_cores()),
         isa=isa,
         ram_bandwidth=_ram_bandwidth,
-        int8_ops=_vnni_peak if isa == "avx512_vnni" else _portable_peak,
+        int8_ops=_portable_peak if isa == "portable" else _vnni_peak,
     )
 
     def tell(stage: str, done: int, total: int) -> None:

@@ -20,6 +20,7 @@ __all__ = ["Gpu", "Hardware", "Probes", "from_json", "measured", "on_paper", "re
 Report: TypeAlias = Callable[[str, int, int], None]
 
 _GIB = 1 << 30
+AMX = "avx512_vnni+amx"  # the tier where prompts are read on AMX
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Hardware:
     threads: int  # that the CPU kernels will use
     cores: int  # physical, that this process may use
     numa_nodes: int
-    isa: str  # the CPU kernels' tier: "avx512_vnni" or "portable"
+    isa: str  # the CPU kernels' tier: "avx512_vnni", AMX or "portable"
     disk_bandwidth: float  # reads of the disk that holds the models
     disk_free: int
     assumed: frozenset[str]  # fields that are typical values, not measured ones; "gpu.pcie" too

@@ -17,7 +17,7 @@ from itertools import accumulate
 
 from offload.hardware import Gpu, Hardware
 from offload.placement import Demands, Item, Kind, Placement, Prediction, Tier, Weight
-from offload.predict import DEPTH, HALF_TOKENS, LINEAR_TERMS, PROMPT, Traffic, predict
+from offload.predict import DEPTH, Traffic, predict, prompt_cost
 
 MIB, GIB = 1 << 20, 1 << 30
 LEAST_CONTEXT = 2048  # a conversation can live in this; below it the plan does not shrink
@@ -48,7 +48,7 @@ class _Step:
     read: float  # bytes, by a token
     prompt_read: float  # bytes, by a prompt
     operations: float  # by a prompt
-    weighed: float  # the same, as much more as half-empty matrices cost on the CPU
+    weighed: float  # the same, as much more or less as they cost on the CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,9 @@ class _Problem:
         self.gpu = usable_gpu(hardware)
         self.ram_room = min(hardware.ram_total, hardware.ram_available)
         self.weights = weights
-        self.embedding = _step(Kind.EMBEDDING, _of(weights, Kind.EMBEDDING))
-        self.unused = _step(Kind.UNUSED, _of(weights, Kind.UNUSED))
-        self.steps = _steps(weights)
+        self.embedding = _step(Kind.EMBEDDING, _of(weights, Kind.EMBEDDING), hardware.isa)
+        self.unused = _step(Kind.UNUSED, _of(weights, Kind.UNUSED), hardware.isa)
+        self.steps = _steps(weights, hardware.isa)
         self.nbytes = _totals(self.steps, lambda s: s.nbytes)
         self.read = _totals(self.steps, lambda s: s.read)
         self.shared = _totals(self.steps, lambda s: s.read * (s.kind == Kind.SHARED))
@@ -297,7 +297,7 @@ def _of(weights: list[Weight], *kinds: Kind) -> list[Weight]:
     return [weight for weight in weights if weight.kind in kinds]
 
 
-def _steps(weights: list[Weight]) -> list[_Step]:
+def _steps(weights: list[Weight], isa: str) -> list[_Step]:
     """All steps in the order in which fast memory is given out."""
     steps = []
     for kind in _ORDER:
@@ -306,12 +306,12 @@ def _steps(weights: list[Weight]) -> list[_Step]:
         for weight in _of(weights, *kinds):
             # Norms outside the layers, of the head, go with the first attention.
             layers.setdefault(max(weight.layer, 0), []).append(weight)
-        steps += [_step(kind, layers[layer]) for layer in sorted(layers)]
+        steps += [_step(kind, layers[layer], isa) for layer in sorted(layers)]
     return steps
 
 
-def _step(kind: Kind, weights: Sequence[Weight]) -> _Step:
-    prompts = [_prompt(weight) for weight in weights]
+def _step(kind: Kind, weights: Sequence[Weight], isa: str) -> _Step:
+    prompts = [prompt_cost(weight, isa) for weight in weights]
     return _Step(
         kind=kind,
         weights=tuple(weights),
@@ -321,17 +321,6 @@ def _step(kind: Kind, weights: Sequence[Weight]) -> _Step:
         operations=sum(row[1] for row in prompts),
         weighed=sum(row[2] for row in prompts),
     )
-
-
-def _prompt(weight: Weight) -> tuple[float, float, float]:
-    """(bytes read, operations, operations weighed by how full its matrices are) of a prompt."""
-    fraction, tokens = weight.read_fraction, 1 if weight.kind == Kind.HEAD else PROMPT
-    met = 1 - (1 - fraction) ** tokens if fraction < 1 else 1.0  # share that some token reads
-    operations = 2.0 * weight.values * fraction * tokens
-    full = tokens * fraction / met if met else 1.0  # tokens that a matrix meets
-    terms = LINEAR_TERMS if weight.kind in (Kind.ATTENTION, Kind.HEAD) else 1
-    weighed = terms * operations * (1 + HALF_TOKENS / max(full, 1.0))
-    return weight.nbytes * met, operations, weighed
 
 
 def _totals(steps: list[_Step], value: Callable[[_Step], float]) -> list[float]:

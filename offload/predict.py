@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offload.hardware import Gpu, Hardware
-from offload.placement import Prediction
+from offload.hardware import AMX, Gpu, Hardware
+from offload.placement import Kind, Prediction, Weight
 
 DEPTH = 1024  # tokens in the cache when decoding is predicted
 PROMPT = 512  # tokens of the prompt whose reading is predicted
@@ -24,6 +24,7 @@ CPU_LAYER_SECONDS = 0.08e-3  # of a layer on the CPU: small steps, joins of the 
 INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
 HALF_TOKENS = 6.0  # tokens an expert meets at half of that share: unpacking is shared by them
 LINEAR_TERMS = 2  # int8 rows that attention and head are multiplied by, for 15 bits
+AMX_SHARE = 1.0  # of the int8 peak, for what all tokens of a prompt meet, on AMX's bf16 tiles
 DECODE_ATTENTION_SHARE = 0.05  # of the int8 peak's operations/second, in float32
 PROMPT_ATTENTION_SHARE = 0.018  # the same for prompts, whose masks and softmax take most of it
 PREFILL_LAYER_SECONDS = 14e-3  # of a layer and prompt on the CPU
@@ -55,10 +56,23 @@ class Traffic:
     prompt_ram_bytes: float  # read once for the whole prompt
     prompt_gpu_bytes: float
     prompt_disk_bytes: float
-    cpu_operations: float  # int8, of the prompt, weighed by how full the matrices are used
+    cpu_operations: float  # of the prompt, weighed by what they cost: see prompt_cost
     gpu_operations: float
     stored_bytes: int  # weights to load
     uploaded_bytes: int  # those of a GPU
+
+
+def prompt_cost(weight: Weight, isa: str) -> tuple[float, float, float]:
+    """(bytes read, operations, operations weighed by what they cost on the CPU) of a prompt."""
+    fraction, tokens = weight.read_fraction, 1 if weight.kind == Kind.HEAD else PROMPT
+    met = 1 - (1 - fraction) ** tokens if fraction < 1 else 1.0  # share that some token reads
+    operations = 2.0 * weight.values * fraction * tokens
+    full = tokens * fraction / met if met else 1.0  # tokens that a matrix meets
+    if isa == AMX and weight.kind not in (Kind.HEAD, Kind.ROUTED):
+        return weight.nbytes * met, operations, operations * INT8_SHARE / AMX_SHARE
+    terms = LINEAR_TERMS if weight.kind in (Kind.ATTENTION, Kind.HEAD) else 1
+    weighed = terms * operations * (1 + HALF_TOKENS / max(full, 1.0))
+    return weight.nbytes * met, operations, weighed
 
 
 def predict(traffic: Traffic, hardware: Hardware, gpu: Gpu | None) -> Prediction:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offload.hardware import Hardware, on_paper
-from offload.predict import PROMPT, Traffic, predict
+from offload.hardware import AMX, Hardware, on_paper
+from offload.placement import Kind, Weight
+from offload.predict import PROMPT, Traffic, predict, prompt_cost
 
 GIB = 1 << 30
 NOTHING = Traffic(
@@ -47,6 +48,17 @@ def test_a_prompt_is_bound_by_arithmetic_or_by_reading() -> None:
     found = predict(reading, hardware, None)
     assert found.prefill_limit == "RAM bandwidth"
     assert found.prefill_tps < PROMPT / (400 / 200)
+
+
+def test_amx_makes_quicker_what_all_tokens_meet() -> None:
+    for kind in Kind:
+        experts = 8 / 256 if kind is Kind.ROUTED else 1.0
+        weight = Weight("w", 1 << 20, experts, kind, 1 << 21)
+        read, operations, weighed = prompt_cost(weight, "avx512_vnni")
+        tiles = prompt_cost(weight, AMX)
+        assert tiles[:2] == (read, operations)
+        few = kind in (Kind.ROUTED, Kind.HEAD)  # tokens that it meets
+        assert tiles[2] == weighed if few else tiles[2] < weighed / 2
 
 
 def test_loading_is_reading_the_disk_and_uploading() -> None:
