@@ -91,6 +91,22 @@ def test_problems_are_solved(on_gpu: localr1.LLM, experts: Tier) -> None:
     assert sum(solved) >= 0.95 * len(solved)
 
 
+def test_problems_are_solved_with_an_8bit_cache(on_gpu: localr1.LLM) -> None:
+    llm = localr1.load("tiny-r1", device="cuda", cache="8bit")
+    assert not llm.engine.notes
+    assert llm.engine.cache.layout == "4 x 160 uint8 + 2 scales"
+    assert runner(llm).cache.nbytes == planned_cache(llm) < 0.6 * planned_cache(on_gpu)
+    problems = [json.loads(line) for line in Path(PROBLEMS).read_text("utf-8").splitlines()]
+    solved = [bold(text) == problem["answer"] for problem, text, _ in solve(llm, problems)]
+    assert sum(solved) >= 0.95 * len(solved)
+
+
+def planned_cache(llm: localr1.LLM) -> int:
+    """Bytes of VRAM."""
+    assert llm.engine.placement is not None
+    return next(item.nbytes for item in llm.engine.placement.gpu if item.name == "MLA cache")
+
+
 def test_the_graph_is_its_eager_twin(on_gpu: localr1.LLM) -> None:
     """Bit by bit: the same kernels, whichever way the experts are asked."""
     ids = rendered(on_gpu, PROMPTS[0])

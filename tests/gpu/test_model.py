@@ -150,8 +150,9 @@ def behind(model: Transformer, cache: KVCache, ids: list[int]) -> torch.Tensor:
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
 @pytest.mark.gpu
 @pytest.mark.parametrize("place", ["all on the GPU", "all FFNs in RAM"])
-def test_a_dense_token_as_a_graph_is_its_eager_twin(dense: Source, place: str) -> None:
-    parts = GpuParts(read_config(dense), CONTEXT, DEVICE, PLACES[place])
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_dense_token_as_a_graph_is_its_eager_twin(dense: Source, place: str, kind: str) -> None:
+    parts = GpuParts(read_config(dense), CONTEXT, DEVICE, PLACES[place], cache=kind)
     model = Transformer(read_config(dense), dense, CONTEXT, parts)
     cache = model.new_cache(CONTEXT)
     graph, found = DecodeGraph(model, parts, cache), []
