@@ -76,7 +76,7 @@ def _fetch_four(rows, first, column, width):
             prefetch(start + line)
 
 
-@inner
+@inner(inline="always")
 def attend(queries, rows, key, value, scale, scores, context):
     """Softmax attention of queries [heads, k] over rows [S, width] -> context [heads, v].
 

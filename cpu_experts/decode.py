@@ -142,7 +142,7 @@ def _prefetch_head(weight, matrix, row, n_rows):
         prefetch(start + line)
 
 
-@inner
+@inner(inline="always")
 def _hidden_run(job, group, row, n_rows, scratch):
     """h of one expert's pairs for a run of rows of gate and up."""
     gate, up, down = load_i64(job + 8 * GATE), load_i64(job + 8 * UP), load_i64(job + 8 * DOWN)
@@ -174,7 +174,7 @@ def _hidden_run(job, group, row, n_rows, scratch):
             quantise_part(load_i64(down + 8 * KIND), source, start, size, inter, h)
 
 
-@inner
+@inner(inline="always")
 def _output_run(job, group, row, n_rows, scratch):
     """A run of rows of one expert's down, for all its pairs."""
     down, n_groups = load_i64(job + 8 * DOWN), load_i64(job + 8 * N_GROUPS)

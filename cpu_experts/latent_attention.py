@@ -113,7 +113,7 @@ def _forms(job, weight, x, terms, memory):
     return memory
 
 
-@inner
+@inner(inline="always")
 def _query(job, head, query, memory, scratch):
     """One head's query on the latent and on the shared key, side by side at `query`."""
     nope, rope = load_i64(job + 8 * _NOPE), load_i64(job + 8 * _ROPE_DIM)

@@ -48,7 +48,7 @@ def _close_groups(choice, strength, topk_group, counted):
         strength[weakest] = np.inf
 
 
-@inner
+@inner(inline="always")
 def choose_experts(
     logits, bias, sigmoid, topk_group, counted, norm, scale, ids, weights, scores, choice, strength
 ):

@@ -1,7 +1,7 @@
 """Our experts and a peer's in turns on the same weights: the ratio of each pair, and its spread.
 
-    python -m tests.peers.compare [--formats Q4_K,Q8_0] [--tokens 1,512] [--rounds 15]
-                                  [--peers llama.cpp,ik_llama.cpp,kt-kernel] [--write]
+    python -m tests.peers.compare [--formats Q4_K,Q8_0] [--tokens 1,512] [--prefill Q4_K]
+                                  [--rounds 15] [--peers llama.cpp,ik_llama.cpp,kt-kernel] [--write]
 
 Each runner is a process of its own, stopped while it is not its turn. A round is: the limit
 (reading the same memory, or the VNNI peak), then ours and the peer alternately, twice each; the
@@ -227,6 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--formats", default="Q4_K,Q8_0,Q6_K,Q5_K,Q2_K,Q3_K,IQ4_XS")
     parser.add_argument("--tokens", default="1,512", help="1 is decode, more is prefill")
+    parser.add_argument("--prefill", help="formats for more than one token, if fewer")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--gib", type=float, default=3.0, help="about the size of a set of weights")
@@ -237,7 +238,8 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     for tokens in map(int, options.tokens.split(",")):
-        for kind in options.formats.split(","):
+        formats = options.prefill if tokens > 1 and options.prefill else options.formats
+        for kind in formats.split(","):
             measure(kind, tokens, options, rows, missing)
             if options.write:
                 report.write(rows, missing, options, measured)
