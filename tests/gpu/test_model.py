@@ -113,7 +113,7 @@ def test_latents_in_8_bits_change_little(source: Source) -> None:
 
 
 def test_keys_and_values_in_8_bits_change_little(dense: Source) -> None:
-    assert 1e-5 < change_by_8_bits(dense) < 1e-2  # up to 7
+    assert 1e-5 < change_by_8_bits(dense) < 3e-2  # up to 7
 
 
 def change_by_8_bits(source: Source) -> float:
