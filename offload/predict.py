@@ -18,16 +18,16 @@ PROMPT = 512  # tokens of the prompt whose reading is predicted
 
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
 RAM_SHARE = 0.75  # of the read bandwidth that experts reach, mapped; up to 0.94 in huge pages
-LINEAR_SHARE = 0.35  # the same of attention and head: two int8 terms, short rows, small matrices
-CPU_TOKEN_SECONDS = 0.1e-3  # of a token: embedding, sampling
-CPU_LAYER_SECONDS = 0.08e-3  # of a layer on the CPU: small steps, joins of the workers
+LINEAR_SHARE = 0.45  # the same of attention and head: two int8 terms, short rows, small matrices
+CPU_TOKEN_SECONDS = 0.03e-3  # of a token: embedding, sampling
+CPU_LAYER_SECONDS = 0.01e-3  # of a layer on the CPU: small steps, joins of the workers
 INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
 HALF_TOKENS = 6.0  # tokens an expert meets at half of that share: unpacking is shared by them
 LINEAR_TERMS = 2  # int8 rows that attention and head are multiplied by, for 15 bits
 AMX_SHARE = 1.0  # of the int8 peak, for what all tokens of a prompt meet, on AMX's bf16 tiles
-DECODE_ATTENTION_SHARE = 0.05  # of the int8 peak's operations/second, in float32
+DECODE_ATTENTION_SHARE = 0.03  # of the int8 peak's operations/second, in float32
 PROMPT_ATTENTION_SHARE = 0.018  # the same for prompts, whose masks and softmax take most of it
-PREFILL_LAYER_SECONDS = 14e-3  # of a layer and prompt on the CPU
+PREFILL_LAYER_SECONDS = 12.5e-3  # of a layer and prompt on the CPU
 
 # Measured on an H100 in the shapes of R1 and a 7B, Q4_K_M (docs/log.md); of slower memory it should
 # be more.
