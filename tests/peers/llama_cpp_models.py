@@ -4,8 +4,9 @@
 
 The 7B shape is R1-Distill-Qwen-7B's in Q4_K_M with random weights: 8 of its 28 layers, and as much
 of its vocabulary, so that the head's share of a token is the same. llama.cpp's side is a loop over
-`llama_decode`; where its weights laid out anew for this CPU end the process (AMX's do in prompts, and
-in any call of an R1), it reads them as they lie in the file, and the line says so. Flash attention is off: on a CPU it is slower.
+`llama_decode`, without flash attention, which is slower on a CPU. Where its weights laid out anew
+for this CPU end the process (AMX's do in prompts, and in any call of an R1), it reads them as they
+lie in the file, and the line says so.
 """
 
 from __future__ import annotations
