@@ -97,8 +97,8 @@ class SyntheticRun:
 
     `ram` bytes are for the weights `in_ram` (None: what is free, less a margin); `cache` is the
     form of a GPU's. `banks` are those of the layers that ask the CPU. `seconds` tells how long it
-    took to fill memory, to upload and to compile; `vram_free` what the driver says is left at the
-    end of decoding. Raises DoesNotFit.
+    took to fill memory, to upload and to compile; `vram_free` what the driver says was left behind a
+    prompt or a token, whichever was less. Raises DoesNotFit.
     """
 
     def __init__(
@@ -167,7 +167,14 @@ class SyntheticRun:
                 self._read(chunk)
             self._synchronize()
             took = time.perf_counter() - began
+        if self._parts is not None:
+            self._look_at_vram()
         return took
+
+    def _look_at_vram(self) -> None:
+        """torch keeps what it took, so what is free now is the least that was."""
+        free = torch.cuda.mem_get_info()[0]
+        self.vram_free = free if self.vram_free is None else min(free, self.vram_free)
 
     def _pieces(self, n_tokens: int) -> list[int]:
         """The sizes of the pieces that meet the experts."""
@@ -210,7 +217,7 @@ class SyntheticRun:
             return decode, self._median(step, tokens, stub=True) if self.banks else 0.0
         finally:
             if graph:
-                self.vram_free = torch.cuda.mem_get_info()[0]
+                self._look_at_vram()
                 graph.close()
 
     def _graph(self) -> DecodeGraph | None:

@@ -17,7 +17,7 @@ DEPTH = 1024  # tokens in the cache when decoding is predicted
 PROMPT = 512  # tokens of the prompt whose reading is predicted
 
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
-RAM_SHARE = 0.75  # of the read bandwidth that experts reach, mapped; up to 0.94 in huge pages
+RAM_SHARE = 0.8  # of the read bandwidth that experts reach, mapped; up to 0.94 in huge pages
 LINEAR_SHARE = 0.45  # the same of attention and head: two int8 terms, short rows, small matrices
 CPU_TOKEN_SECONDS = 0.03e-3  # of a token: embedding, sampling
 CPU_LAYER_SECONDS = 0.01e-3  # of a layer on the CPU: small steps, joins of the workers
@@ -31,7 +31,7 @@ PREFILL_LAYER_SECONDS = 12.5e-3  # of a layer and prompt on the CPU
 
 # Measured on an H100 in the shapes of R1 and a 7B, Q4_K_M (docs/log.md); of slower memory it should
 # be more.
-GPU_SHARE = 0.55
+GPU_SHARE = 0.6
 GPU_LAYER_SECONDS = 25e-6  # norms, routing, attention over a short cache
 HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
 GPU_OPERATIONS_PER_BYTE = 60.0  # arithmetic that a card does while it reads a byte of VRAM
