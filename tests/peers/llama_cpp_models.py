@@ -57,7 +57,7 @@ def shape_of_7b(folder: Path) -> Path:
 
 def our_side(path: Path, threads: int) -> tuple[Side, int]:
     """localr1, and its vocabulary's size."""
-    engine = localr1.load(path, device="cpu", threads=threads, context=CONTEXT).engine
+    engine = localr1.load(str(path), device="cpu", threads=threads, context=CONTEXT).engine
 
     def seconds(prompt: list[int], written: int) -> float:
         began = time.perf_counter()
