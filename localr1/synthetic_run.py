@@ -97,8 +97,8 @@ class SyntheticRun:
 
     `ram` bytes are for the weights `in_ram` (None: what is free, less a margin); `cache` is the
     form of a GPU's. `banks` are those of the layers that ask the CPU. `seconds` tells how long it
-    took to fill memory, to upload and to compile; `vram_free` what the driver says was left behind a
-    prompt or a token, whichever was less. Raises DoesNotFit.
+    took to fill memory, to upload and to compile; `vram_free` what the driver says was left behind
+    a prompt or a token, whichever was less. Raises DoesNotFit.
     """
 
     def __init__(
