@@ -18,7 +18,7 @@ PROMPT = 512  # tokens of the prompt whose reading is predicted
 
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
 RAM_SHARE = 0.8  # of the read bandwidth that experts reach, mapped; up to 0.94 in huge pages
-LINEAR_SHARE = 0.45  # the same of attention and head: two int8 terms, short rows, small matrices
+LINEAR_SHARE = 0.5  # the same of attention and head: two int8 terms, short rows, small matrices
 CPU_TOKEN_SECONDS = 0.03e-3  # of a token: embedding, sampling
 CPU_LAYER_SECONDS = 0.01e-3  # of a layer on the CPU: small steps, joins of the workers
 INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
