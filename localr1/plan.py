@@ -167,7 +167,10 @@ def _footing(choice: Choice, hardware: Hardware, given: Collection[str]) -> str:
         word = "assumed" if name in hardware.assumed else "measured"
         told["given" if name in given else word].append(_WORDS[name].format(value))
     for word, texts in told.items():
-        lines += textwrap.wrap(f"{word}: {', '.join(texts)}", _WIDTH) if texts else []
+        if texts:  # broken between facts, not inside them
+            whole = ", ".join(text.replace(" ", "\xa0") for text in texts)
+            rows = textwrap.wrap(f"{word}: {whole}", _WIDTH)
+            lines += [row.replace("\xa0", " ") for row in rows]
     source = "by its quant's rule, within 0.2 %"
     if choice.exact:
         source = "of the file itself"
