@@ -34,7 +34,7 @@ PREFILL_LAYER_SECONDS = 12.5e-3  # of a layer and prompt on the CPU
 GPU_SHARE = 0.6
 GPU_LAYER_SECONDS = 25e-6  # norms, routing, attention over a short cache
 HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
-GPU_OPERATIONS_PER_BYTE = 60.0  # arithmetic that a card does while it reads a byte of VRAM
+GPU_OPERATIONS_PER_BYTE = 40.0  # arithmetic that a card does while it reads a byte of VRAM
 
 DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page faults
 
