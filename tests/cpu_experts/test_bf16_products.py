@@ -8,7 +8,8 @@ import cpu_experts
 from cpu_experts import Activations, ExpertBank, QuantTensor, amx, bf16_products
 from tests.cpu_experts.blocks import QUANTISED, random_tensor, relative
 
-pytestmark = pytest.mark.skipif(not amx.granted(), reason="this CPU has no AMX")
+# Its instructions end a process that has not been granted them.
+needs_amx = pytest.mark.skipif(not amx.granted(), reason="this CPU has no AMX")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,7 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return torch.from_numpy(values).bfloat16().double().numpy()
 
 
+@needs_amx
 @pytest.mark.parametrize("name", QUANTISED)
 def test_every_format_is_its_own_values_rounded_to_bf16(name: str):
     w, x = weights(name, 96, 768), tokens(50, 768)
@@ -46,6 +48,7 @@ def test_every_format_is_its_own_values_rounded_to_bf16(name: str):
     assert relative(found, x.astype(np.float64) @ w.dequantize().T) < 3e-3
 
 
+@needs_amx
 @pytest.mark.parametrize("n_tokens", [48, 65, 1100])
 @pytest.mark.parametrize(("rows", "cols"), [(32, 256), (288, 512), (544, 1280)])
 def test_every_shape(threads: int, n_tokens: int, rows: int, cols: int):
@@ -55,6 +58,7 @@ def test_every_shape(threads: int, n_tokens: int, rows: int, cols: int):
     assert relative(found, rounded(x) @ rounded(w.dequantize()).T) < 2e-4
 
 
+@needs_amx
 @pytest.mark.parametrize("n_tokens", [50, 700])
 def test_a_feed_forward(threads: int, n_tokens: int):
     parts = [("Q4_K", 512, 256), ("Q8_0", 512, 256), ("Q6_K", 256, 512)]
@@ -68,10 +72,15 @@ def test_a_feed_forward(threads: int, n_tokens: int):
 
 def test_what_it_does_not_take(monkeypatch: pytest.MonkeyPatch):
     whole = weights("Q4_0", 64, 256)
-    assert bf16_products.suits(512, whole)
+    assert bf16_products.suits(512, whole) == amx.granted()
     assert not bf16_products.suits(47, whole)
     assert not bf16_products.suits(512, whole, weights("Q4_0", 64, 288))
     assert not bf16_products.suits(512, weights("Q4_0", 48, 256))
     assert not bf16_products.suits(512, weights("BF16", 64, 256))
-    monkeypatch.setenv("LOCALR1_ISA", "avx512_vnni")
+    monkeypatch.setenv("LOCALR1_ISA", "portable")
     assert not bf16_products.suits(512, whole)
+
+
+def test_who_is_not_granted_it_reads_prompts_without(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(amx, "granted", lambda: False)
+    assert not bf16_products.suits(512, weights("Q4_0", 64, 256))
