@@ -77,7 +77,7 @@ def test_what_it_does_not_take(monkeypatch: pytest.MonkeyPatch):
     assert not bf16_products.suits(512, whole, weights("Q4_0", 64, 288))
     assert not bf16_products.suits(512, weights("Q4_0", 48, 256))
     assert not bf16_products.suits(512, weights("BF16", 64, 256))
-    monkeypatch.setenv("LOCALR1_ISA", "portable")
+    monkeypatch.setenv("LOCALR1_ISA", "avx512_vnni")
     assert not bf16_products.suits(512, whole)
 
 
