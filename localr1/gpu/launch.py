@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
-from localr1.gpu import pdl
 from localr1.gpu.cubins import ALIGNMENT, Configuration, cubin
 from localr1.gpu.driver import Function, GpuError, enter
 
@@ -77,7 +76,7 @@ def function(configuration: Configuration, device: int) -> Function:
     """The kernel in the GPU's memory; compiled if the disk does not have it."""
     arch = architecture(device)
     made = cubin(configuration, arch)
-    overlaps = "PDL" in configuration.fn.arg_names and arch >= pdl.ARCHITECTURE
+    overlaps = bool(configuration.complete(arch).constants.get("PDL"))
     return Function(made.code, made.name, made.shared, made.num_warps * 32, overlaps, device)
 
 
