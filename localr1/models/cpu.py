@@ -25,6 +25,9 @@ class CpuParts:
     def __init__(self, config: Config, context: int) -> None:
         self.config, self.rope = config, Rope(config.rope, context)
 
+    def of_layer(self, layer: int) -> CpuParts:
+        return self
+
     def linear(self, weight: QuantTensor) -> Linear:
         return Linear(weight)
 

@@ -2,7 +2,7 @@
 
 Up to 8 tokens go through the fused kernels that decoding needs, each of which can be captured into
 a graph; prompts through tensor-core products. What `on_gpu` says no to stays in RAM: routed experts
-and dense FFNs (gpu_experts.py).
+and dense FFNs (gpu_experts.py), or the first layers as a whole, which the CPU runs (cpu.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from localr1.gpu.weights import GpuWeight, upload
 from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
+from localr1.models.cpu import CpuParts
 from localr1.models.dense_config import DenseConfig
 from localr1.models.gpu_experts import RamExperts, RamMLP, Stage, VramExperts
 from localr1.models.gpu_gqa import GpuGQA
@@ -38,8 +39,9 @@ def _not_routed(name: str) -> bool:
 class GpuParts:
     """Uploads weights as parts are made; `report` gets the bytes that have been sent.
 
-    `on_gpu` tells by a weight's name whether it is to lie there; only routed experts and dense FFNs
-    need not. `cache` is one of cache_layout.CACHES.
+    `on_gpu` tells by a weight's name whether it is to lie there. Routed experts and dense FFNs need
+    not, and the first layers need not: where attention is not, nothing of a layer is. `cache` is
+    one of cache_layout.CACHES.
     """
 
     def __init__(
@@ -58,6 +60,14 @@ class GpuParts:
         self.turns = torch.from_numpy(Rope(config.rope, context).pairs).to(device)
         self.arch = architecture(self.device.index or 0) if self.device.type == "cuda" else 90
         self.stage = Stage(config, self.device)
+        there = [on_gpu(f"blk.{i}.attn_output.weight") for i in range(config.n_layers)]
+        self._cpu_layers = there.index(True)
+        self._cpu = CpuParts(config, context) if self._cpu_layers else None
+
+    def of_layer(self, layer: int) -> GpuParts | CpuParts:
+        if self._cpu is not None and layer < self._cpu_layers:
+            return self._cpu
+        return self
 
     @property
     def multiprocessors(self) -> int:
@@ -98,7 +108,10 @@ class GpuParts:
         return RamExperts(self.stage, layer, bank)
 
     def new_cache(self, context: int) -> KVCache:
-        return KVCache(self.config.n_layers, context, self.cache_layout, self.device)
+        before, n_layers = None, self.config.n_layers - self._cpu_layers
+        if self._cpu_layers:
+            before = KVCache(self._cpu_layers, context, cache_layout.on_cpu(self.config))
+        return KVCache(n_layers, context, self.cache_layout, self.device, before)
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
         self.position.fill_(cache.length)

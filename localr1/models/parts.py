@@ -70,6 +70,10 @@ class Linear(Protocol):
 class Parts(Protocol):
     """Makes a device's parts out of weights."""
 
+    def of_layer(self, layer: int) -> Parts:
+        """What makes the parts of this layer: the first ones may lie elsewhere than the rest."""
+        ...
+
     def linear(self, weight: QuantTensor) -> Linear: ...
 
     def norm(self, weight: QuantTensor, eps: float) -> Norm: ...
@@ -89,8 +93,9 @@ class Parts(Protocol):
     def new_cache(self, context: int) -> KVCache: ...
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Embedded tokens `[T, hidden]`, float32 in RAM, as a residual stream on the device; they
-        come behind the cache's committed ones.
+        """Tokens `[T, hidden]` that come to the device, float32 in RAM, as a residual stream there:
+        embedded ones, or what the layers before made of them. They come behind the cache's
+        committed ones.
         """
         ...
 

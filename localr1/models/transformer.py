@@ -37,6 +37,11 @@ class Hidden(NamedTuple):
         """What is to add, `[T, hidden]`, waited for."""
         return self.add.wait() if isinstance(self.add, Routed) else self.add
 
+    def whole(self) -> torch.Tensor:
+        """`x` with what is to add, summed in place."""
+        add = self.arrived()
+        return self.x if add is None else self.x.add_(add)
+
 
 class Block:
     """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
@@ -46,6 +51,7 @@ class Block:
 
     def __init__(self, config: Config, weights: Weights, layer: int, parts: Parts) -> None:
         prefix, eps = f"blk.{layer}", config.rms_norm_eps
+        self.parts = parts
         self.attn_norm = parts.norm(weights[f"{prefix}.attn_norm.weight"], eps)
         self.attention = parts.attention(config, weights, layer)
         self.ffn_norm = parts.norm(weights[f"{prefix}.ffn_norm.weight"], eps)
@@ -63,7 +69,10 @@ class Block:
 
 
 class Transformer:
-    """The whole model: token ids in, logits out. `parts` decides where it runs."""
+    """The whole model: token ids in, logits out. `parts` decides where it runs.
+
+    `cpu_layers` is how many of the first layers the CPU runs; a GPU may run the others.
+    """
 
     def __init__(
         self, config: Config, weights: Weights, context: int, parts: Parts | None = None
@@ -71,7 +80,9 @@ class Transformer:
         self.config = config
         self.parts: Parts = CpuParts(config, context) if parts is None else parts
         self.token_embd = Embedding(weights["token_embd.weight"])
-        self.blk = [Block(config, weights, i, self.parts) for i in range(config.n_layers)]
+        layers = range(config.n_layers)
+        self.blk = [Block(config, weights, i, self.parts.of_layer(i)) for i in layers]
+        self.cpu_layers = sum(isinstance(block.parts, CpuParts) for block in self.blk)
         self.output_norm = self.parts.norm(weights["output_norm.weight"], config.rms_norm_eps)
         tied = "output.weight" not in weights
         self.output = self.parts.linear(weights["token_embd.weight" if tied else "output.weight"])
@@ -86,9 +97,13 @@ class Transformer:
         Nothing is committed here.
         """
         with torch.inference_mode():
-            hidden = Hidden(self.parts.hidden(self.token_embd(ids), cache))
+            hidden = Hidden(self.token_embd(ids))
+        parts: Parts | None = None
         for block in self.blk:
             with torch.inference_mode():
+                if block.parts is not parts:  # till here the tokens were in RAM
+                    parts = block.parts
+                    hidden = Hidden(parts.hidden(hidden.whole(), cache))
                 hidden = block(hidden, cache)
             yield hidden
 

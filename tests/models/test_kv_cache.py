@@ -62,6 +62,30 @@ def test_a_file_that_ends_early_commits_nothing() -> None:
     assert cache.length == 0
 
 
+def test_layers_before_in_other_memory_are_a_part() -> None:
+    """Two layers in float32, then three in 8 bits: one cache, whose file holds both."""
+    whole, again = (KVCache(3, 20, LAYOUTS[2], before=KVCache(2, 20, LAYOUTS[0])) for _ in range(2))
+    assert whole.n_layers == 5
+    assert whole.layout == "2 x 5 float32, 3 x 5 uint8 + 2 scales"
+    assert whole.nbytes == 20 * whole.token_nbytes == 20 * (2 * 20 + 3 * (5 + 8))
+    whole.commit(4)
+    for layer in range(5):
+        rows, scales = whole.of(layer)
+        assert whole.update(layer, torch.full((2, 5), layer)).shape == (6, 5)
+        assert rows[4:6].unique().tolist() == [layer]
+        assert (scales is None) == (layer < 2)
+        if scales is not None:
+            scales.normal_()
+    whole.commit(2)
+    file = io.BytesIO()
+    total = whole.save(file, 4, 6)
+    file.seek(0)
+    assert again.load(file, 2) == total
+    for layer in range(5):
+        for one, other in zip(whole.of(layer), again.of(layer), strict=True):
+            assert one is other is None or torch.equal(one[4:6], other[:2])
+
+
 def test_layouts_are_told_apart() -> None:
     assert filled().layout == "3 x 5 float32"
     assert filled(LAYOUTS[1]).layout == "3 x 5 bfloat16"
