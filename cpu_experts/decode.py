@@ -15,6 +15,7 @@ from numba.extending import register_jitable
 
 from cpu_experts.activate import swiglu
 from cpu_experts.cache import inner
+from cpu_experts.kernels.streams import STREAMS
 from cpu_experts.memory import (
     atomic_add,
     atomic_load,
@@ -51,6 +52,7 @@ from cpu_experts.moe_job import (
     H,
     add_scaled,
     call_matrix,
+    clear_rows,
 )
 from cpu_experts.pool import relax
 from cpu_experts.quantise import quantise_part
@@ -61,6 +63,7 @@ _BLOCK = 256  # values of h or the output that are finished together: whole bloc
 _MOST_ROWS, _ROWS = 1024, 8  # of a run, and what its length is a multiple of
 _LEAST_BYTES = 1 << 16  # of a run's weights
 _HEAD = 1024  # bytes of a stream that are asked for before it is read
+_AHEAD = 1 << 18  # bytes of a run that are asked for while h is not complete: the second cache's
 
 
 @inner
@@ -69,7 +72,7 @@ def _run_length(left, row_bytes, threads):
     if threads == 1:
         return _MOST_ROWS
     size = max(_LEAST_BYTES // row_bytes, left // (2 * threads))
-    return min(_MOST_ROWS, (size + _ROWS) // _ROWS * _ROWS)
+    return min(_MOST_ROWS, (size + _ROWS - 1) // _ROWS * _ROWS)
 
 
 @inner
@@ -174,6 +177,26 @@ def _hidden_run(job, group, row, n_rows, scratch):
             quantise_part(load_i64(down + 8 * KIND), source, start, size, inter, h)
 
 
+@inner
+def _wait_for_hidden(job, weight, matrix, row, n_rows):
+    """Wait until h is complete, and bring the run that comes next into the second cache.
+
+    Memory would idle as long as the last runs of gate and up take. Rows are read as STREAMS
+    quarters of a run (streams.py): their beginnings come first.
+    """
+    stride = load_i64(weight + 8 * STRIDE)
+    start = load_i64(load_i64(weight + 8 * BASES) + 8 * matrix) + row * stride
+    quarter = n_rows * stride // STREAMS
+    waited, line, end = 0, 0, min(quarter, _AHEAD // STREAMS)
+    while atomic_load(job + HIDDEN_DONE) < load_i64(job + 8 * N_HIDDEN):
+        if line < end:
+            for stream in range(STREAMS):
+                prefetch(start + stream * quarter + line)
+            line += 64
+        else:
+            waited = relax(waited)
+
+
 @inner(inline="always")
 def _output_run(job, group, row, n_rows, scratch):
     """A run of rows of one expert's down, for all its pairs."""
@@ -181,11 +204,8 @@ def _output_run(job, group, row, n_rows, scratch):
     hidden = load_i64(down + 8 * N_ROWS)
     place = load_i64(job + 8 * GROUPS) + group * GROUP_BYTES
     expert, first, pairs = load_i64(place), load_i64(place + 8), load_i64(place + 16)
-    waited = 0
     if atomic_load(job + HIDDEN_DONE) < load_i64(job + 8 * N_HIDDEN):
-        _prefetch_head(down, expert, row, n_rows)
-    while atomic_load(job + HIDDEN_DONE) < load_i64(job + 8 * N_HIDDEN):
-        waited = relax(waited)
+        _wait_for_hidden(job, down, expert, row, n_rows)
     table = load_i64(job + 8 * H_TABLE) + 8 * first
     parts = load_i64(job + 8 * PRODUCTS) + 4 * (first * hidden + row)
     call_matrix(down, expert, row, n_rows, table, pairs, parts, 4 * hidden, scratch)
@@ -202,9 +222,7 @@ def _sum_block(job, start, size):
     """Columns of the output: the weighted sum over all experts, for all tokens."""
     hidden = load_i64(load_i64(job + 8 * DOWN) + 8 * N_ROWS)
     out = load_i64(job + 8 * OUT) + 4 * start
-    for t in range(load_i64(job + 8 * TOKENS)):
-        for i in range(size):
-            store_f32(out + 4 * (t * hidden + i), 0.0)
+    clear_rows(out, load_i64(job + 8 * TOKENS), 4 * hidden, size)
     last = load_i64(job + 8 * GROUPS) + (load_i64(job + 8 * N_GROUPS) - 1) * GROUP_BYTES
     for p in range(load_i64(last + 8) + load_i64(last + 16)):
         pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * p)

@@ -33,6 +33,7 @@ from numba import types
 from cpu_experts import cpu
 from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import entry, inner
+from cpu_experts.matmul import FEW_TOKENS
 from cpu_experts.memory import atomic_load, atomic_store, load_i64
 from cpu_experts.moe import compiled, moe, workspace_bytes
 from cpu_experts.pool import (
@@ -82,8 +83,8 @@ class MailboxError(ValueError):
 
 
 @inner
-def _answer(state, control):
-    """Compute what the mailbox asks for; 0 or the number of an error."""
+def _answer(state, control, rehearsal):
+    """Compute what the mailbox asks for; 0 or the number of an error. `rehearsal`: see `moe`."""
     layer, tokens = load_i64(control + LAYER), load_i64(control + TOKENS)
     if layer < 0 or layer >= load_i64(state + _LAYERS):
         return BAD_LAYER
@@ -106,6 +107,7 @@ def _answer(state, control):
         load_i64(state + _SCRATCH),
         load_i64(state + _POOL),
         load_i64(state + _CODES),
+        rehearsal,
     )
     return BAD_ID if failed else 0
 
@@ -113,7 +115,7 @@ def _answer(state, control):
 def _serve(state):
     """The thread's whole life."""
     control, pool = load_i64(state + _CONTROL), load_i64(state + _POOL)
-    done, waited, hot = atomic_load(control + DONE), 0, False
+    done, waited, hot, cold = atomic_load(control + DONE), 0, False, False
     while atomic_load(state + _STOP) == 0 and atomic_load(control + ABORT) == 0:
         awake = atomic_load(state + _AWAKE) != 0
         if awake != hot:
@@ -121,11 +123,14 @@ def _serve(state):
             hot = awake
         ticket = atomic_load(control + TICKET)
         if ticket != done:
-            error = _answer(state, control) if ticket == done + 1 else BAD_TICKET
+            error = _answer(state, control, 0) if ticket == done + 1 else BAD_TICKET
             if error:
                 atomic_store(control + ERROR, error)
-            done, waited = ticket, 0
+            done, waited, cold = ticket, 0, load_i64(control + TOKENS) <= FEW_TOKENS
             atomic_store(control + DONE, done)
+        elif cold:
+            cold = False  # weights have driven all else out of the near caches, this code too
+            _answer(state, control, 1)
         elif awake:
             waited = relax(waited)
         else:
@@ -162,15 +167,11 @@ _VOID = {n: types.void(*[types.int64] * n) for n in (1, 2, 3)}
 
 
 @cache
-def _code() -> tuple[Any, Any, Any, Any]:
+def _code() -> tuple[Any, ...]:
     """`_serve`, `_tell`, `_publish` and `_look`, compiled or loaded once."""
     looked = types.boolean(*[types.int64] * 3)
-    return (
-        entry(_serve, _VOID[1]),
-        entry(_tell, _VOID[3]),
-        entry(_publish, _VOID[2]),
-        entry(_look, looked),
-    )
+    kinds = ((_serve, _VOID[1]), (_tell, _VOID[3]), (_publish, _VOID[2]), (_look, looked))
+    return tuple(entry(*kind) for kind in kinds)
 
 
 def _lines(size: int) -> int:

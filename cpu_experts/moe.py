@@ -1,10 +1,7 @@
 """moe_forward: route -> gate and up -> SwiGLU -> down -> weighted sum.
 
 (token, slot) pairs are sorted by expert, so that an expert's weights are read once for all its
-tokens. Few tokens are one job (decode.py). Many are two: in the first an item is a run of rows of
-gate and up of one expert; its products stay in the thread's scratch, become h by SwiGLU, and are
-kept quantised for the second. There an item is a run of rows of the output: it loops over the
-experts, so the sum needs no atomics and does not depend on the number of threads.
+tokens. Few tokens are one job (decode.py), many are two (prefill.py).
 """
 
 from __future__ import annotations
@@ -16,99 +13,30 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from cpu_experts.activate import swiglu
 from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows, preparing
 from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import c_function, entry, inner
 from cpu_experts.decode import MOST_PAIRS, block_bytes, few_item, plan_runs, run_bytes
 from cpu_experts.layout import row_stride
-from cpu_experts.matmul import FEW_TOKENS, check_out, rows_per_item
-from cpu_experts.memory import load_f32, load_i32, load_i64, store_f32, store_i64
+from cpu_experts.matmul import FEW_TOKENS, check_out
+from cpu_experts.memory import load_i32, load_i64, store_i64
 from cpu_experts.moe_job import (
     BLOCKS_DONE,
-    DOWN,
-    DOWN_RUN,
-    GATE_TABLE,
     GROUP_BYTES,
-    GROUPS,
     H_FLOATS,
-    H_STRIDE,
-    H_TABLE,
     JOB_BYTES,
-    N_GROUPS,
-    OUT,
-    PAIRS,
     PRODUCTS,
     ROWS_DONE,
     RUNS,
-    SLOTS,
-    TOKENS,
-    UP,
-    UP_TABLE,
-    WEIGHTS,
-    H,
-    add_scaled,
-    call_matrix,
 )
 from cpu_experts.pool import ITEM, pool_address, run_job, thread_count
+from cpu_experts.prefill import ROW_RUN, cut_output, hidden_item, output_bytes, output_item
 from cpu_experts.prepare import prepare_item, prepare_many
-from cpu_experts.quantise import quantise_part
-from cpu_experts.tensor import COLS, COUNT, KIND, N_ROWS, STRIDE
+from cpu_experts.tensor import COLS, COUNT, KIND, N_ROWS
 from cpu_experts.workspace import WORKSPACE
 
-TOKEN_TILE = 256  # tokens of one pass over a run of rows
-ROW_RUN = 256  # rows of gate and up in an item: one activation block of every kind
 INT32 = np.dtype(np.int32)
 _TINY = 1 << 20  # pairs x weights below which waking the pool costs more than it saves
-
-
-def _hidden_item(job, item, slot, scratch):
-    """h of one expert's tokens for one run of rows of gate and up."""
-    gate, up, down = load_i64(job), load_i64(job + 8 * UP), load_i64(job + 8 * DOWN)
-    inter = load_i64(gate + 8 * N_ROWS)
-    runs = (inter + ROW_RUN - 1) // ROW_RUN
-    group = load_i64(job + 8 * GROUPS) + item // runs * GROUP_BYTES
-    expert, first, pairs = load_i64(group), load_i64(group + 8), load_i64(group + 16)
-    row = item % runs * ROW_RUN
-    n_rows = min(ROW_RUN, inter - row)
-    gates = scratch + (1 << 19)
-    ups = gates + TOKEN_TILE * ROW_RUN * 4
-    for start in range(first, first + pairs, TOKEN_TILE):
-        n = min(TOKEN_TILE, first + pairs - start)
-        table = load_i64(job + 8 * GATE_TABLE) + 8 * start
-        call_matrix(gate, expert, row, n_rows, table, n, gates, ROW_RUN * 4, scratch)
-        table = load_i64(job + 8 * UP_TABLE) + 8 * start
-        call_matrix(up, expert, row, n_rows, table, n, ups, ROW_RUN * 4, scratch)
-        for t in range(n):
-            h = load_i64(job + 8 * H) + (start + t) * load_i64(job + 8 * H_STRIDE)
-            values = gates + t * ROW_RUN * 4
-            swiglu(values, ups + t * ROW_RUN * 4, n_rows)
-            quantise_part(load_i64(down + 8 * KIND), values, row, n_rows, inter, h)
-
-
-def _output_item(job, item, slot, scratch):
-    """One run of rows of the output: the weighted sum over all experts, for all tokens."""
-    down = load_i64(job + 8 * DOWN)
-    hidden, step = load_i64(down + 8 * N_ROWS), load_i64(job + 8 * DOWN_RUN)
-    row = item * step
-    n_rows = min(step, hidden - row)
-    out = load_i64(job + 8 * OUT) + 4 * row
-    for t in range(load_i64(job + 8 * TOKENS)):
-        for i in range(n_rows):
-            store_f32(out + 4 * (t * hidden + i), 0.0)
-    parts = scratch + (1 << 19)
-    for g in range(load_i64(job + 8 * N_GROUPS)):
-        group = load_i64(job + 8 * GROUPS) + g * GROUP_BYTES
-        expert, first, pairs = load_i64(group), load_i64(group + 8), load_i64(group + 16)
-        for start in range(first, first + pairs, TOKEN_TILE):
-            n = min(TOKEN_TILE, first + pairs - start)
-            table = load_i64(job + 8 * H_TABLE) + 8 * start
-            call_matrix(down, expert, row, n_rows, table, n, parts, 4 * n_rows, scratch)
-            for t in range(n):
-                pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * (start + t))
-                weight = load_f32(load_i64(job + 8 * WEIGHTS) + 4 * pair)
-                target = out + 4 * (pair // load_i64(job + 8 * SLOTS)) * hidden
-                add_scaled(target, parts + 4 * t * n_rows, weight, n_rows)
 
 
 @inner
@@ -174,10 +102,12 @@ def _tables(x, n_tokens, gate, up, gate_table, up_table, rows, work, scratch, po
 
 @inner
 def moe(
-    n_tokens, slots, x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes
-):
+    n_tokens, slots, x, ids, weights, out, bank, gate_table, up_table, work, scratch, pool, codes,
+    rehearsal,
+):  # fmt: skip
     """moe_forward at addresses, on prepared memory: see workspace_bytes.
 
+    A `rehearsal` (not 0) ends before the weights are met: then caches hold what comes before.
     Returns 0, or -1 for an id that the bank does not have.
     """
     gate, up, down = load_i64(bank), load_i64(bank + 8), load_i64(bank + 16)
@@ -192,7 +122,8 @@ def moe(
         return -1
     h_stride = row_stride(load_i64(down + 8 * KIND), inter)
     h = (hs + 8 * n + 63) // 64 * 64
-    few = h + n * h_stride
+    down_runs = h + n * h_stride
+    few = down_runs + output_bytes(hidden)
     rows = (few + _few_bytes(n, inter, hidden) + 63) // 64 * 64
     gate_table, up_table = _tables(
         x, n_tokens, gate, up, gate_table, up_table, rows, work, scratch, pool,
@@ -205,19 +136,22 @@ def moe(
     if n_pairs * inter * hidden < _TINY:
         pool = 0
     threads = thread_count(pool)
-    step = min(ROW_RUN, rows_per_item(hidden, load_i64(down + 8 * STRIDE) * n_groups, threads))
     tables = (gate, up, down, groups, n_groups, pairs, gates, ups, h, h_stride, hs)
-    fields = (*tables, out, n_tokens, weights, step, slots)
+    fields = (*tables, out, n_tokens, weights, down_runs, slots)
     for i in range(len(fields)):
         store_i64(work + 8 * i, fields[i])
     if n_tokens <= FEW_TOKENS and n <= MOST_PAIRS:
         _place_few(work, few, n, inter, hidden)
         items = plan_runs(work, inter, hidden, threads)
-        run_job(pool, load_i64(codes + 16), work, items, scratch)
+        if rehearsal == 0:
+            run_job(pool, load_i64(codes + 16), work, items, scratch)
+        return 0
+    if rehearsal != 0:
         return 0
     runs = (inter + ROW_RUN - 1) // ROW_RUN
     run_job(pool, load_i64(codes), work, n_groups * runs, scratch)
-    run_job(pool, load_i64(codes + 8), work, (hidden + step - 1) // step, scratch)
+    items = cut_output(down_runs, hidden, threads)
+    run_job(pool, load_i64(codes + 8), work, items, scratch)
     return 0
 
 
@@ -242,15 +176,15 @@ def _few_bytes(n_pairs, inter, hidden):
     return counters + run_bytes(n_pairs, inter, hidden) + 4 * n_pairs * (inter + hidden)
 
 
-_MOE = types.int64(*[types.int64] * 13)
+_MOE = types.int64(*[types.int64] * 14)
 
 
 # What `compiled` puts together, each to be compiled by itself: see warmup.py.
 PARTS: dict[str, Callable[[], object]] = {
     "moe": partial(entry, moe.py_func, _MOE),
     "moe few tokens": partial(c_function, few_item, ITEM),
-    "moe hidden": partial(c_function, _hidden_item, ITEM),
-    "moe output": partial(c_function, _output_item, ITEM),
+    "moe hidden": partial(c_function, hidden_item, ITEM),
+    "moe output": partial(c_function, output_item, ITEM),
     "rows": preparing,
 }
 
@@ -258,7 +192,7 @@ PARTS: dict[str, Callable[[], object]] = {
 @cache
 def compiled() -> tuple[Callable[..., int], np.ndarray, int]:
     """The entry, and its four item codes as an array with its address."""
-    items = (_hidden_item, _output_item, few_item, prepare_item)
+    items = (hidden_item, output_item, few_item, prepare_item)
     codes = [c_function(item, ITEM) for item in items]
     kept = np.array(codes, dtype=np.int64)
     return entry(moe.py_func, _MOE), kept, int(kept.ctypes.data)
@@ -299,7 +233,7 @@ def moe_forward(
     pool = pool_address()
     scratch = WORKSPACE.scratch
     arrays = [int(array.ctypes.data) for array in (rows, ids, weights, out)]
-    if forward(*ids.shape, *arrays, bank.address, *tables, work, scratch, pool, codes):
+    if forward(*ids.shape, *arrays, bank.address, *tables, work, scratch, pool, codes, 0):
         raise ValueError(f"an expert id is {int(ids.max())}; the bank has {bank.n_experts} experts")
     return out
 
@@ -308,7 +242,7 @@ def workspace_bytes(bank: ExpertBank, n_tokens: int, n_pairs: int, quantise: boo
     """Bytes that `moe` uses: job, groups, pair tables, h, and the quantised input."""
     tables = JOB_BYTES + (GROUP_BYTES + 8) * bank.n_experts + 4 * 8 * n_pairs
     total = tables + n_pairs * bank.down.activation_stride + 256
-    total += _few_bytes(n_pairs, bank.inter, bank.hidden)
+    total += output_bytes(bank.hidden) + _few_bytes(n_pairs, bank.inter, bank.hidden)
     if quantise:
         kinds = bank.gate.activation_stride + bank.up.activation_stride
         total += n_tokens * (kinds + 16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpu_experts.cache import inner
 from cpu_experts.matmul import kernel_for
-from cpu_experts.memory import call_kernel, load_f32, load_i64, store_f32
+from cpu_experts.memory import call_kernel, floats, load_i64
 from cpu_experts.tensor import AUX, BASES, COLS, STRIDE
 
 # Fields of the job, int64 each.
@@ -23,7 +23,7 @@ from cpu_experts.tensor import AUX, BASES, COLS, STRIDE
     OUT,
     TOKENS,
     WEIGHTS,
-    DOWN_RUN,
+    DOWN_RUNS,
     SLOTS,
     # Of jobs for few tokens (decode.py).
     RUNS,
@@ -63,6 +63,15 @@ def call_matrix(weight, matrix, row, n_rows, table, n_tokens, out, out_stride, s
 @inner
 def add_scaled(target, source, factor, n):
     """target += factor * source, n float32."""
+    sums, values = floats(target, n), floats(source, n)
     for i in range(n):
-        value = load_f32(target + 4 * i) + factor * load_f32(source + 4 * i)
-        store_f32(target + 4 * i, value)
+        sums[i] += factor * values[i]
+
+
+@inner
+def clear_rows(target, n_rows, stride, n):
+    """n float32 of each of some rows, which are `stride` bytes apart, become 0."""
+    for r in range(n_rows):
+        values = floats(target + r * stride, n)
+        for i in range(n):
+            values[i] = 0.0

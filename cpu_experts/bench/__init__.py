@@ -1,8 +1,9 @@
 """Measure kernels against limits taken in the same rounds: rows for a card, no printing.
 
-Decode is a whole MoE layer of R1's shape for one token, over experts that lie further apart than
-any cache keeps them; its limit is reading as many bytes, by the number of threads that reads them
-fastest. Prefill is 512 tokens through one gate
+Decode is some MoE layers of R1's shape for one token, over experts that lie further apart than any
+cache keeps them, in one compiled call as a token makes them: Python's code is not in the caches
+between layers, and would be a tenth of a layer's time on many cores. Its limit is reading as many
+bytes, by the number of threads that reads them fastest. Prefill is 512 tokens through one gate
 matrix; its limit is the VNNI peak.
 """
 
@@ -24,11 +25,12 @@ from cpu_experts.bank import ExpertBank
 from cpu_experts.cpu import last_cache_bytes, tier
 from cpu_experts.formats import FLOAT, FORMATS
 from cpu_experts.matmul import matmul
-from cpu_experts.moe import moe_forward
 from cpu_experts.pool import get_threads
 from cpu_experts.tensor import QuantTensor
+from cpu_experts.token_program import Row, TokenProgram
 
 HIDDEN, INTER, SLOTS = 7168, 2048, 8  # R1's experts
+LAYERS = 8  # of a round of decode, if the memory holds twice as many
 PREFILL_TOKENS = 512
 CACHES = 20  # a working set this many times the last cache cannot live in it
 MOST = 1.02  # a share above this means that the limit was measured badly
@@ -110,22 +112,37 @@ def _row(name: str, phase: str, tokens: int, values: list[float], limits: list[f
     }
 
 
+def decode_program(bank: ExpertBank, layers: range) -> TokenProgram:
+    """One token through layers of 8 experts each, as a token of a model passes them."""
+    program = TokenProgram()
+    x = np.random.default_rng(1).normal(0, 1, HIDDEN).astype(np.float32)
+    weights = program.array(np.full(SLOTS, 1 / SLOTS, dtype=np.float32))
+    out, place = program.row("out", HIDDEN), program.array(x)
+    for layer in layers:
+        ids = program.array(np.arange(SLOTS, dtype=np.int32) + SLOTS * layer)
+        program.experts(bank, Row("x", place, HIDDEN), ids, weights, SLOTS, out)
+    return program
+
+
 def decode_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
     """One token through layers of 8 experts, each round beside a read of as many bytes."""
     bank = make_bank(name, memory)
     layers, n_bytes = bank.n_experts // SLOTS, bank.nbytes // bank.n_experts * SLOTS
-    x = np.random.default_rng(1).normal(0, 1, (1, HIDDEN)).astype(np.float32)
-    weights = np.full((1, SLOTS), 1 / SLOTS, dtype=np.float32)
-    ids = [np.arange(SLOTS, dtype=np.int32)[None] + SLOTS * layer for layer in range(layers)]
-    moe_forward(x, ids[0], weights, bank)
+    together = max(1, min(LAYERS, layers // 2))
+    rounds = [
+        decode_program(bank, range(first, first + together))
+        for first in range(0, layers - together + 1, together)
+    ]
+    n_bytes *= together
+    rounds[0].run()
     ways = ways_by_threads(memory[-min(memory.nbytes, 1 << 28) :])
     values: list[float] = []
     limits: list[dict[int, float]] = []
-    end, layer = time.perf_counter() + seconds, 0
+    end, turn = time.perf_counter() + seconds, 0
     while not limits or time.perf_counter() < end:
-        layer = (layer + 1) % layers
-        values.append(n_bytes / _timed(moe_forward, x, ids[layer], weights, bank))
-        start = (layer + layers // 2) % layers * n_bytes
+        turn = (turn + 1) % len(rounds)
+        values.append(n_bytes / _timed(rounds[turn].run))
+        start = (turn + len(rounds) // 2) % len(rounds) * n_bytes
         limits.append(read_limit(memory[start : start + n_bytes], ways))
     by_threads = {n: statistics.median(limit[n] for limit in limits) / 1e9 for n in ways}
     row = _row(name, "decode", 1, values, [max(limit.values()) for limit in limits])

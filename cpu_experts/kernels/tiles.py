@@ -48,6 +48,7 @@ from cpu_experts.vectors import (
 TOKEN_TILE, ROW_TILE = 256, 256
 # Superblocks of activations, of all tokens together, that stay in the second cache.
 _NEAR = 1024
+_LATER = 8  # rows of activations between one that is packed and one whose sums are fetched
 # In scratch, in its first half MiB: two panels, 16 rows copied, addresses of activations, what is
 # packed of them, all sums.
 _ROWS = 2 * PANEL_BYTES
@@ -87,10 +88,23 @@ def _pack(block, sub, offset, cols, b, act, out):
 
 
 @inner
+def _prefetch(start, end):
+    for line in range(start, end, 64):
+        prefetch(line)
+
+
+@inner
 def _pack_all(block, sub, offset, cols, first, last, table, n, packed):
-    """Superblocks first..last of n activations: for each superblock those of all."""
+    """Superblocks first..last of n activations: for each superblock those of all.
+
+    What lies beside the values of rows that come later is fetched: it is in few lines of each.
+    """
+    scales = scales_offset(cols)
+    sums = sums16_offset(cols, block) if sub == 16 else sums32_offset(cols, block)
     for t in range(n):
-        act = load_i64(table + 8 * t)
+        act, later = load_i64(table + 8 * t), load_i64(table + 8 * (t + _LATER))
+        _prefetch(later + scales + 1024 * first // block, later + scales + 1024 * last // block)
+        _prefetch(later + sums + 512 * first // sub, later + sums + 512 * last // sub)
         for b in range(first, last):
             target = packed + ((b - first) * n + t) * PACKED_BYTES
             _pack(block, sub, offset, cols, b, act, target)
