@@ -18,7 +18,7 @@ from localr1.errors import LocalR1Error
 from localr1.models.cache_layout import IN_8_BITS
 from localr1.progress import duration
 from offload.hardware import Hardware
-from offload.placement import Item, Kind, Tier, Weight
+from offload.placement import Item, Kind, Tier, Weight, layers_named
 from offload.planner import CAPABILITY, usable_gpu
 from offload.predict import DEPTH, PROMPT
 
@@ -63,13 +63,17 @@ def verdict(choice: Choice, roomier: Choice | None = None) -> str:
     plan = choice.placement
     context = f"a context of {plan.context:,} tokens"
     way_out = ""
-    if roomier:
-        way_out = f"--cache 8bit makes room for {roomier.placement.context:,}"
+    if roomier and (roomier.placement.context > plan.context or not plan.gpu):
+        way_out = f"; --cache 8bit makes room for {roomier.placement.context:,}"
     if plan.context < plan.asked_context:
-        ways = f"; {way_out}" if way_out else ""
-        context += f" ({plan.asked_context:,} would not fit{ways})"
+        context += f" ({plan.asked_context:,} would not fit{way_out})"
     elif way_out:
-        context += f"; {way_out} on the GPU"
+        context += f"{way_out} on the GPU"
+    if plan.cpu_layers:
+        context += f", {layers_named(0, plan.cpu_layers)} on the CPU"
+        if roomier and not way_out:
+            fewer = layers_named(0, roomier.placement.cpu_layers)
+            context += f" (--cache 8bit leaves {fewer} there)"
     if plan.fits:
         where = {"GPU + RAM": "GPU and RAM", "GPU": "the GPU"}.get(_where(choice), "RAM")
         return f"{choice.name} fits {where} with {context}."
@@ -127,6 +131,10 @@ def _places(choice: Choice) -> str:
         title = f"GPU    {gib(plan.gpu_bytes)} of {gib(plan.gpu_room)}"
         columns.append(_column(title, plan.gpu))
     columns.append(_column(f"RAM    {gib(plan.ram_bytes)} of {gib(plan.ram_room)}", plan.ram))
+    if plan.cpu_layers:
+        ends = (plan.cpu_layers, choice.stock.demands.n_layers), (0, plan.cpu_layers)
+        for column, (first, end) in zip(columns, ends, strict=True):
+            column.insert(1, f"  {layers_named(first, end)}")
     if not plan.fits:
         columns[-1] += ["", *_column(f"disk   {gib(plan.disk_bytes)}", plan.disk)]
     rows = zip_longest(*columns, fillvalue="")
@@ -224,6 +232,7 @@ def to_json(choice: Choice, others: Sequence[Choice]) -> dict[str, Any]:
     return {
         **_short_json(choice),
         "asked_context": plan.asked_context,
+        "cpu_layers": plan.cpu_layers,
         "gpu": _tier_json(plan.gpu),
         "ram": _tier_json(plan.ram),
         "disk": _tier_json(plan.disk),
@@ -307,4 +316,7 @@ def _reason(choice: Choice, kind: Kind, tier: Tier, spare: int) -> str:
         return f"{gib(plan.ram_room)} of RAM were given out before its turn came."
     if not plan.gpu:
         return "There is no GPU in this plan, so everything lies in RAM."
+    if plan.cpu_layers and kind in (Kind.ATTENTION, Kind.ROUTER, Kind.SHARED):
+        there = layers_named(0, plan.cpu_layers)
+        return f"VRAM has no room for the attention of all layers: the CPU runs {there} as a whole."
     return f"VRAM was given out before its turn came: {gib(spare)} are left, and more is needed."

@@ -48,6 +48,13 @@ class Weight:
         return int(self.name.split(".")[1]) if self.name.startswith("blk.") else -1
 
 
+def layers_named(first: int, end: int) -> str:
+    """`layers 0-11`, `layer 12`, `no layer`: those from `first` up to, and without, `end`."""
+    if end - first < 2:
+        return f"layer {first}" if end > first else "no layer"
+    return f"layers {first}-{end - 1}"
+
+
 @dataclass(frozen=True, slots=True)
 class Demands:
     """What a model asks of memory and arithmetic besides its weights. Bytes."""
@@ -113,6 +120,18 @@ class Placement:
     def tier(self, name: str) -> Tier:
         """Where the weight `name` lies; KeyError for one that the model has not."""
         return self.tiers[name]
+
+    @property
+    def cpu_layers(self) -> int:
+        """How many of the first layers lie in RAM as a whole, their attention too, while a GPU runs
+        the others; 0 where none is used.
+        """
+        there = [
+            int(name.split(".")[1])
+            for name, tier in self.tiers.items()
+            if ".attn_" in name and tier is Tier.GPU
+        ]
+        return min(there, default=0)
 
     @property
     def gpu_bytes(self) -> int:

@@ -2,22 +2,23 @@
 
 Weights are placed in steps: the attention of a layer, its shared experts, the head, a dense FFN,
 the routed experts of a layer; lower layers first. The GPU gets the first so many steps, RAM the
-next ones, the disk what is left. A GPU gets all attention, shared experts and the head, or nothing:
-that is what the engine can run. Of all such cuts that keep the budgets the quickest is taken, so a
-bigger budget only adds choices. The context shrinks before anything goes to the disk. Not here:
-doing it (localr1.engine.load), or where the facts come from.
+next ones, the disk what is left. A GPU gets all attention, shared experts and the head: FFNs go to
+RAM first. Only where these do not fit either, the first layers lie in RAM as a whole, as few as
+will do. Of all such cuts that keep the budgets the quickest is taken, or none of the GPU where the
+CPU alone is quicker. The context shrinks before anything goes to the disk. Not here: doing it
+(localr1.engine.load), or where the facts come from.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from offload.hardware import Gpu, Hardware
 from offload.placement import Demands, Item, Kind, Placement, Prediction, Tier, Weight
-from offload.predict import DEPTH, Traffic, predict, prompt_cost
+from offload.predict import DEPTH, Traffic, predict
+from offload.steps import Order, least_bytes, step, steps
 
 MIB, GIB = 1 << 20, 1 << 30
 LEAST_CONTEXT = 2048  # a conversation can live in this; below it the plan does not shrink
@@ -34,27 +35,12 @@ SCORES, MOST_SCORES = 9, 1 << 24  # bytes of a score with its softmax and mask; 
 CUDA_CONTEXT = 512 * MIB
 GPU_WORKSPACE = 512 * MIB
 
-_ORDER = [Kind.ATTENTION, Kind.SHARED, Kind.HEAD, Kind.DENSE, Kind.ROUTED]
-_WITH_ATTENTION = (Kind.ATTENTION, Kind.ROUTER)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """Weights that move together."""
-
-    kind: Kind
-    weights: tuple[Weight, ...]
-    nbytes: int
-    read: float  # bytes, by a token
-    prompt_read: float  # bytes, by a prompt
-    operations: float  # by a prompt
-    weighed: float  # the same, as much more or less as they cost on the CPU
-
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """The first `gpu` steps to the GPU, those before `ram` to RAM, the others to the disk."""
 
+    order: Order
     gpu: int
     ram: int
     fits: bool
@@ -62,14 +48,19 @@ class _Cut:
 
 
 def plan(
-    weights: Iterable[Weight], hardware: Hardware, context: int, demands: Demands
+    weights: Iterable[Weight],
+    hardware: Hardware,
+    context: int,
+    demands: Demands,
+    prefer_gpu: bool = False,
 ) -> Placement:
     """The best placement of `weights` for a context of `context` tokens, or as many as can be had.
 
-    It uses the GPU with the most free memory, if the kernels are for it. Sizes in the result are
-    bytes and never exceed what is free, unless `works` is False: then nothing can be done.
+    It uses the GPU with the most free memory, if the kernels are for it and it makes the model
+    quicker, or with `prefer_gpu` even if not. Sizes in the result are bytes and never exceed what
+    is free, unless `works` is False: then nothing can be done.
     """
-    problem = _Problem(list(weights), hardware, demands)
+    problem = _Problem(list(weights), hardware, demands, prefer_gpu)
     granted = context
     cut = problem.best(context)
     if cut is None or not cut.fits:
@@ -102,66 +93,85 @@ def ram_margin(room: int) -> int:
 
 
 class _Problem:
-    """One model on one machine, with running totals over its steps."""
+    """One model on one machine."""
 
-    def __init__(self, weights: list[Weight], hardware: Hardware, demands: Demands) -> None:
-        self.hardware, self.demands = hardware, demands
+    def __init__(
+        self, weights: list[Weight], hardware: Hardware, demands: Demands, prefer_gpu: bool
+    ) -> None:
+        self.hardware, self.demands, self.prefer_gpu = hardware, demands, prefer_gpu
         self.gpu = usable_gpu(hardware)
         self.ram_room = min(hardware.ram_total, hardware.ram_available)
         self.weights = weights
-        self.embedding = _step(Kind.EMBEDDING, _of(weights, Kind.EMBEDDING), hardware.isa)
-        self.unused = _step(Kind.UNUSED, _of(weights, Kind.UNUSED), hardware.isa)
-        self.steps = _steps(weights, hardware.isa)
-        self.nbytes = _totals(self.steps, lambda s: s.nbytes)
-        self.read = _totals(self.steps, lambda s: s.read)
-        self.shared = _totals(self.steps, lambda s: s.read * (s.kind == Kind.SHARED))
-        self.linear = _totals(
-            self.steps, lambda s: s.read * (s.kind in (Kind.ATTENTION, Kind.HEAD))
-        )
-        self.prompt = _totals(self.steps, lambda s: s.prompt_read)
-        self.operations = _totals(self.steps, lambda s: s.operations)
-        self.weighed = _totals(self.steps, lambda s: s.weighed)
-        self.attention = _totals(self.steps, lambda s: s.kind == Kind.ATTENTION)
-        self.ffns = _totals(self.steps, lambda s: s.kind in (Kind.DENSE, Kind.ROUTED))
-        self.routed = _totals(self.steps, lambda s: s.kind == Kind.ROUTED)
+        self.embedding = step(Kind.EMBEDDING, -1, _of(weights, Kind.EMBEDDING), hardware.isa)
+        self.unused = step(Kind.UNUSED, -1, _of(weights, Kind.UNUSED), hardware.isa)
+        self.steps = steps(weights, hardware.isa)
+        self.nbytes = sum(step.nbytes for step in self.steps)
+        self.n_layers = sum(step.kind == Kind.ATTENTION for step in self.steps)
+        self.least_bytes = least_bytes(self.steps, self.n_layers) if self.gpu else []
+        self._orders: dict[int, Order] = {}
 
-    def gpu_items(self, gpu: Gpu, cut: int, context: int) -> list[Item]:
-        """What the first `cut` steps need of VRAM besides themselves."""
-        cache = self.demands.cache_gpu * int(self.attention[cut]) * context
+    def order(self, cpu_layers: int) -> Order:
+        """The steps where so many layers are kept from the GPU."""
+        if cpu_layers not in self._orders:
+            self._orders[cpu_layers] = Order(self.steps, cpu_layers)
+        return self._orders[cpu_layers]
+
+    def gpu_items(self, layers: int, context: int) -> list[Item]:
+        """What the GPU needs besides weights when it runs so many layers; nothing for none."""
+        if self.gpu is None or not layers:
+            return []
+        cache = self.demands.cache_gpu * layers * context
         work = GPU_WORKSPACE + self.demands.gpu_per_token * min(context, CHUNK)
         return [
             Item(self.demands.cache_name, cache),
             Item("workspace", work),
             Item("CUDA context", CUDA_CONTEXT),
-            Item("margin", gpu_margin(gpu)),
+            Item("margin", gpu_margin(self.gpu)),
         ]
 
-    def ram_items(self, cut: int, context: int) -> list[Item]:
-        """What lies in RAM besides weights when the first `cut` steps are on the GPU."""
+    def ram_items(self, order: Order, gpu: int, context: int) -> list[Item]:
+        """What lies in RAM besides weights when the first `gpu` steps are on the GPU."""
         demands = self.demands
-        layers = int(self.attention[-1] - self.attention[cut])
+        layers = int(order.attention[-1] - order.attention[gpu])
         return [
             Item(demands.cache_name, demands.cache_ram * layers * context),
             Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0)),
-            Item("program", PROGRAM_WITH_GPU if cut else PROGRAM),
+            Item("program", PROGRAM_WITH_GPU if gpu else PROGRAM),
             Item("margin", ram_margin(self.ram_room)),
         ]
 
     def best(self, context: int) -> _Cut | None:
         """The quickest cut for this context, those that fit first; None where none works."""
-        found: list[tuple[bool, float, _Cut]] = []
-        for gpu in self._gpu_cuts():
-            if gpu and self._gpu_need(gpu, context) > self._gpu_room():
-                break
-            cut = self._cut(gpu, context)
-            if cut is not None:
-                found.append((cut.fits, self._predict(cut).decode_tps, cut))
-        return max(found, key=lambda row: row[:2])[2] if found else None
+        cuts = [self._cut(self.order(0), 0, context), *self._gpu_cuts(context)]
 
-    def _gpu_cuts(self) -> list[int]:
-        """How many steps a GPU may get: none, or all but some FFNs."""
-        least = sum(step.kind not in (Kind.DENSE, Kind.ROUTED) for step in self.steps)
-        return [0, *range(least, len(self.steps) + 1)] if self.gpu else [0]
+        def rank(cut: _Cut) -> tuple[bool, bool, float]:
+            preferred = self.prefer_gpu and cut.gpu > 0
+            return cut.fits, preferred, self._predict(cut).decode_tps
+
+        return max((cut for cut in cuts if cut is not None), key=rank, default=None)
+
+    def _gpu_cuts(self, context: int) -> list[_Cut | None]:
+        """Those with a GPU, and with as few layers on the CPU as fit; if none do, as VRAM allows.
+
+        The more steps the GPU gets the less is left for RAM: if any cut fits, the last one does.
+        """
+        found: list[_Cut | None] = []
+        for cpu_layers, least in enumerate(self.least_bytes):
+            items = self.gpu_items(self.n_layers - cpu_layers, context)
+            left = self._gpu_room() - sum(item.nbytes for item in items)
+            hopeless = self.nbytes > left + self.ram_room
+            if least > left or (found and hopeless):
+                continue
+            order = self.order(cpu_layers)
+            most = min(bisect_right(order.nbytes, left) - 1, order.most)
+            last = self._cut(order, most, context)
+            fits = last is not None and last.fits
+            if fits or not found:
+                numbers = range(order.least, most)
+                found = [*(self._cut(order, number, context) for number in numbers), last]
+            if fits:
+                break
+        return found
 
     def longest(self, context: int, good: Callable[[_Cut | None], bool]) -> int | None:
         """The longest context below `context` whose best cut is `good`; None if none is."""
@@ -180,83 +190,79 @@ class _Problem:
     def _gpu_room(self) -> int:
         return self.gpu.free if self.gpu else 0
 
-    def _gpu_need(self, cut: int, context: int) -> int:
-        assert self.gpu is not None
-        fixed = sum(item.nbytes for item in self.gpu_items(self.gpu, cut, context))
-        return fixed + int(self.nbytes[cut])
-
-    def _cut(self, gpu: int, context: int) -> _Cut | None:
+    def _cut(self, order: Order, gpu: int, context: int) -> _Cut | None:
         """RAM filled behind the GPU's steps; None where not even the buffers have room."""
-        fixed = sum(item.nbytes for item in self.ram_items(gpu, context))
+        fixed = sum(item.nbytes for item in self.ram_items(order, gpu, context))
         left = self.ram_room - fixed
         if left < 0:
             return None
         left -= self.embedding.nbytes
-        wanted = int(self.nbytes[-1] - self.nbytes[gpu])
+        wanted = int(order.nbytes[-1] - order.nbytes[gpu])
         if left < 0:
-            return _Cut(gpu, gpu, False, wanted - left)
-        ram = bisect_right(self.nbytes, self.nbytes[gpu] + left) - 1
-        return _Cut(gpu, ram, left >= wanted, max(0, wanted - left))
+            return _Cut(order, gpu, gpu, False, wanted - left)
+        ram = bisect_right(order.nbytes, order.nbytes[gpu] + left) - 1
+        return _Cut(order, gpu, ram, left >= wanted, max(0, wanted - left))
 
     def _embedding_tier(self, cut: _Cut, context: int) -> Tier:
-        fixed = sum(item.nbytes for item in self.ram_items(cut.gpu, context))
+        fixed = sum(item.nbytes for item in self.ram_items(cut.order, cut.gpu, context))
         return Tier.RAM if fixed + self.embedding.nbytes <= self.ram_room else Tier.DISK
 
     def _predict(self, cut: _Cut) -> Prediction:
         return predict(self._traffic(cut), self.hardware, self.gpu if cut.gpu else None)
 
     def _traffic(self, cut: _Cut) -> Traffic:
-        gpu, ram = cut.gpu, cut.ram
-        on_cpu = 1 - self.routed[gpu] / self.routed[-1] if self.routed[-1] else 0.0
-        hidden = self.shared[gpu] * on_cpu
-        layers = int(self.attention[gpu])
+        o, gpu, ram = cut.order, cut.gpu, cut.ram
+        on_cpu = 1 - o.routed[gpu] / o.routed[-1] if o.routed[-1] else 0.0
+        hidden = o.shared[gpu] * on_cpu
+        layers = int(o.attention[gpu])
         cache = self.demands.cache_gpu * layers * DEPTH
         return Traffic(
-            gpu_bytes=self.read[gpu] - hidden + cache,
+            gpu_bytes=o.read[gpu] - hidden + cache,
             gpu_hidden_bytes=hidden,
-            ram_bytes=self.read[ram] - self.read[gpu] + self.embedding.read,
-            linear_bytes=self.linear[ram] - self.linear[gpu],
-            disk_bytes=self.read[-1] - self.read[ram],
+            ram_bytes=o.read[ram] - o.read[gpu] + self.embedding.read,
+            linear_bytes=o.linear[ram] - o.linear[gpu],
+            disk_bytes=o.read[-1] - o.read[ram],
             gpu_layers=layers,
-            cpu_layers=int(self.attention[-1]) - layers,
-            handoffs=max(0, layers - int(self.ffns[gpu])),
+            cpu_layers=self.n_layers - layers,
+            handoffs=max(0, layers - int(o.ffns[gpu])),
             decode_operations=self.demands.decode_operations,
             prompt_operations=self.demands.prompt_operations,
-            prompt_ram_bytes=self.prompt[ram] - self.prompt[gpu],
-            prompt_gpu_bytes=self.prompt[gpu],
-            prompt_disk_bytes=self.prompt[-1] - self.prompt[ram],
-            cpu_operations=self.weighed[-1] - self.weighed[gpu],
-            gpu_operations=self.operations[gpu],
-            stored_bytes=int(self.nbytes[ram]) + self.embedding.nbytes,
-            uploaded_bytes=int(self.nbytes[gpu]),
+            prompt_ram_bytes=o.prompt[ram] - o.prompt[gpu],
+            prompt_gpu_bytes=o.prompt[gpu],
+            prompt_disk_bytes=o.prompt[-1] - o.prompt[ram],
+            cpu_operations=o.weighed[-1] - o.weighed[gpu],
+            gpu_operations=o.operations[gpu],
+            stored_bytes=int(o.nbytes[ram]) + self.embedding.nbytes,
+            uploaded_bytes=int(o.nbytes[gpu]),
         )
 
     def placement(self, cut: _Cut | None, context: int, asked: int) -> Placement:
         """The plan in full. Without a cut everything stays on the disk, and nothing works."""
         works = cut is not None
         if cut is None:
-            fixed = sum(item.nbytes for item in self.ram_items(0, context))
-            missing = fixed + int(self.nbytes[-1]) + self.embedding.nbytes - self.ram_room
-            cut = _Cut(0, 0, False, missing)
+            fixed = sum(item.nbytes for item in self.ram_items(self.order(0), 0, context))
+            missing = fixed + self.nbytes + self.embedding.nbytes - self.ram_room
+            cut = _Cut(self.order(0), 0, 0, False, missing)
         embedding = self._embedding_tier(cut, context)
+        ram = self.ram_items(cut.order, cut.gpu, context)
         # A mapped file is brought in whole; with a GPU only what the CPU reads of it.
-        needed = sum(item.nbytes for item in self.ram_items(cut.gpu, context))
-        needed += int(self.nbytes[-1]) + self.embedding.nbytes + self.unused.nbytes
+        needed = sum(item.nbytes for item in ram)
+        needed += self.nbytes + self.embedding.nbytes + self.unused.nbytes
         spare = cut.gpu == 0 and needed <= self.ram_room
         tiers: dict[str, Tier] = {}
-        for number, step in enumerate(self.steps):
+        for number, placed_step in enumerate(cut.order.steps):
             tier = _tier(number, cut)
-            tiers |= {weight.name: tier for weight in step.weights}
+            tiers |= {weight.name: tier for weight in placed_step.weights}
         tiers |= {weight.name: embedding for weight in self.embedding.weights}
         tiers |= {w.name: Tier.RAM if spare else Tier.DISK for w in self.unused.weights}
-        gpu = self.gpu_items(self.gpu, cut.gpu, context) if self.gpu and cut.gpu else []
+        gpu = self.gpu_items(int(cut.order.attention[cut.gpu]), context)
         placed = {tier: self._items(tiers, tier) for tier in Tier}
         return Placement(
             tiers=tiers,
             context=context,
             asked_context=asked,
             gpu=(*placed[Tier.GPU], *_some(gpu)),
-            ram=(*placed[Tier.RAM], *_some(self.ram_items(cut.gpu, context))),
+            ram=(*placed[Tier.RAM], *_some(ram)),
             disk=tuple(placed[Tier.DISK]),
             gpu_room=self._gpu_room(),
             ram_room=self.ram_room,
@@ -295,37 +301,6 @@ def _tier(number: int, cut: _Cut) -> Tier:
 
 def _of(weights: list[Weight], *kinds: Kind) -> list[Weight]:
     return [weight for weight in weights if weight.kind in kinds]
-
-
-def _steps(weights: list[Weight], isa: str) -> list[_Step]:
-    """All steps in the order in which fast memory is given out."""
-    steps = []
-    for kind in _ORDER:
-        kinds = _WITH_ATTENTION if kind == Kind.ATTENTION else (kind,)
-        layers: dict[int, list[Weight]] = {}
-        for weight in _of(weights, *kinds):
-            # Norms outside the layers, of the head, go with the first attention.
-            layers.setdefault(max(weight.layer, 0), []).append(weight)
-        steps += [_step(kind, layers[layer], isa) for layer in sorted(layers)]
-    return steps
-
-
-def _step(kind: Kind, weights: Sequence[Weight], isa: str) -> _Step:
-    prompts = [prompt_cost(weight, isa) for weight in weights]
-    return _Step(
-        kind=kind,
-        weights=tuple(weights),
-        nbytes=sum(weight.nbytes for weight in weights),
-        read=sum(weight.nbytes * weight.read_fraction for weight in weights),
-        prompt_read=sum(row[0] for row in prompts),
-        operations=sum(row[1] for row in prompts),
-        weighed=sum(row[2] for row in prompts),
-    )
-
-
-def _totals(steps: list[_Step], value: Callable[[_Step], float]) -> list[float]:
-    """Running totals: entry n is the sum over the first n steps."""
-    return [0, *accumulate(value(step) for step in steps)]
 
 
 def with_room(hardware: Hardware, ram: int | None, vram: int | None) -> Hardware:

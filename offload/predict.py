@@ -21,6 +21,7 @@ RAM_SHARE = 0.8  # of the read bandwidth that experts reach, mapped; up to 0.94 
 LINEAR_SHARE = 0.5  # the same of attention and head: two int8 terms, short rows, small matrices
 CPU_TOKEN_SECONDS = 0.03e-3  # of a token: embedding, sampling
 CPU_LAYER_SECONDS = 0.01e-3  # of a layer on the CPU: small steps, joins of the workers
+CHANGE_SECONDS = 0.05e-3  # of a token that goes on to the GPU: the workers change to its questions
 INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
 HALF_TOKENS = 6.0  # tokens an expert meets at half of that share: unpacking is shared by them
 LINEAR_TERMS = 2  # int8 rows that attention and head are multiplied by, for 15 bits
@@ -122,6 +123,7 @@ def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
         + t.cpu_layers * CPU_LAYER_SECONDS
         + t.gpu_layers * GPU_LAYER_SECONDS
         + t.handoffs * HANDOFF_SECONDS
+        + (CHANGE_SECONDS if t.cpu_layers and t.gpu_layers else 0.0)
         + CPU_TOKEN_SECONDS
     )
 

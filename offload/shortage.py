@@ -13,12 +13,13 @@ def in_8_bits(
     weights: Sequence[Weight], hardware: Hardware, demands: Demands, found: Placement
 ) -> Placement | None:
     """The plan with a GPU's cache in 8 bits a value, where that gives the GPU what `found` had no
-    room for: more of the context, or any part of the model. None where it does not.
+    room for: more of the context, or more of the layers. None where it does not.
     """
     smaller = demands.in_8_bits()
-    served = found.gpu and found.context == found.asked_context
+    served = found.gpu and not found.cpu_layers and found.context == found.asked_context
     if served or not hardware.gpus or smaller == demands:
         return None
     other = plan(weights, hardware, found.asked_context, smaller)
-    more = other.context > found.context or (not found.gpu and other.context == found.context)
+    layers = not found.gpu or other.cpu_layers < found.cpu_layers
+    more = other.context > found.context or (layers and other.context == found.context)
     return other if other.gpu and more else None

@@ -1,9 +1,10 @@
 """One token on the CPU as one compiled call: the model's parts, written out as a program.
 
 The counterpart of graph.py. A program (cpu_experts/program.py) holds every step of every layer with
-the addresses of its weights and rows, so no Python runs between the embedding and the logits. What
-differs from token to token, its number and its position, lies in two words. The model's own Python
-form stays the definition, and what reads prompts.
+the addresses of its weights and rows, so no Python runs between the embedding and the logits, or,
+where a GPU runs the last layers, its first one. What differs from token to token, its number and
+its position, lies in two words. The model's own Python form stays the definition, and what reads
+prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from localr1.models.transformer import Transformer
 
 
 class CpuGraph:
-    """`step(token)` for a model whose parts are the CPU's, over one cache."""
+    """`step(token)` for those layers of a model that the CPU runs, over one cache."""
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         c = model.config
@@ -37,28 +38,39 @@ class CpuGraph:
         self._words = np.zeros(2, dtype=np.int64)
         self._token = program.array(self._words)
         self._position = self._token + 8
-        self._x = program.row("x", c.hidden_size)
+        hidden = torch.empty(1, c.hidden_size)
+        self._x = Row("x", program.array(hidden.numpy()), c.hidden_size)
         program.embed(model.token_embd.weight, self._token, self._x)
         add: Row | None = None
-        for layer, block in enumerate(model.blk):
+        for layer, block in enumerate(model.blk[: model.cpu_layers]):
             normed = self._norm(block.attn_norm, self._x, add, "normed")
             attended = self._attention(block.attention, layer, normed)
             normed = self._norm(block.ffn_norm, self._x, attended, "normed")
             add = self._feed_forward(block.feed_forward, normed)
-        normed = self._norm(model.output_norm, self._x, add, "normed")
-        self._logits = np.empty((1, c.vocab_size), dtype=np.float32)
-        logits = Row("logits", program.array(self._logits), c.vocab_size)
-        output: Any = model.output
-        program.product([Part(output.weight, normed, logits)])
+        assert add is not None
+        if model.cpu_layers == len(model.blk):
+            self._out = self._head(model, add)
+        else:
+            program.add_to(self._x, add)
+            self._out = hidden
 
     def step(self, token: int) -> torch.Tensor:
-        """Run one token behind the committed ones, without committing it: logits `[1, vocab]`.
+        """Run one token behind the committed ones, without committing it: logits `[1, vocab]`, or
+        the hidden state `[1, hidden]` that the next layer begins with.
 
         The next call overwrites them.
         """
         self._words[0], self._words[1] = token, self.cache.length
         self._program.run()
-        return torch.from_numpy(self._logits)
+        return self._out
+
+    def _head(self, model: Transformer, add: Row) -> torch.Tensor:
+        normed = self._norm(model.output_norm, self._x, add, "normed")
+        logits = torch.empty(1, model.config.vocab_size)
+        row = Row("logits", self._program.array(logits.numpy()), model.config.vocab_size)
+        output: Any = model.output
+        self._program.product([Part(output.weight, normed, row)])
+        return logits
 
     def _norm(self, norm: Any, x: Row, add: Row | None, name: str) -> Row:
         out = self._program.row(name, x.cols)
@@ -106,7 +118,8 @@ class CpuGraph:
         return values
 
     def _cached(self, layer: int) -> int:
-        return self._program.array(self.cache.rows[layer].numpy())
+        rows, _ = self.cache.of(layer)
+        return self._program.array(rows.numpy())
 
     def _latent(self, mla: MLA, layer: int, normed: Row) -> Row:
         """Heads over the latents -> the heads' values."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+import cpu_experts
 from cpu_experts.mailbox import MailboxError
 from localr1.engine import halves
 from localr1.engine.gpu_draw import GpuDraw
@@ -19,8 +20,8 @@ from localr1.models.transformer import Transformer
 
 
 class GpuRunner(Runner):
-    """`model` on `parts`. A token is one CUDA graph; where the mailbox does not work, kernel after
-    kernel, and `problem` says why.
+    """`model` on `parts`. A token is one CUDA graph, behind one call for the CPU's layers if it has
+    any; where the mailbox does not work, kernel after kernel, and `problem` says why.
     """
 
     chunk = SUPER_CHUNK
@@ -43,6 +44,7 @@ class GpuRunner(Runner):
 
     def read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
         """As `Runner.read`; yields after each layer."""
+        torch.set_num_threads(cpu_experts.get_threads())
         n_layers = len(self.model.blk)
         for layer, state in enumerate(halves.read(self.model, ids, self._cache)):
             hidden = state

@@ -2,8 +2,10 @@
 
 The graph holds every kernel of every layer, the questions to the experts in RAM and the waits for
 their answers (localr1.gpu.mailbox). What differs from token to token, the embedding and the
-position, lies in memory that is written before it starts. Its eager twin is `Transformer.layers`,
-which asks by copies: the oracle, and what is left where the mailbox does not work.
+position, lies in memory that is written before it starts. Where the CPU runs the first layers, they
+come before it as one call (cpu_graph.py), and their hidden state takes the embedding's place. Its
+eager twin is `Transformer.layers`, which asks by copies: the oracle, and what is left where the
+mailbox does not work.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import weakref
 import torch
 
 from cpu_experts.mailbox import MailboxError
+from localr1.engine.cpu_graph import CpuGraph
 from localr1.errors import LocalR1Error
 from localr1.models.gpu import GpuParts
 from localr1.models.kv_cache import KVCache
@@ -20,7 +23,8 @@ from localr1.models.transformer import Hidden, Transformer
 
 
 class DecodeGraph:
-    """`step(token)` for a model whose parts are the GPU's, over one cache.
+    """`step(token)` for a model whose parts are the GPU's, but for its first layers' perhaps, over
+    one cache.
 
     Raises LocalR1Error where the mailbox fails its first token, which tests it.
     """
@@ -32,6 +36,7 @@ class DecodeGraph:
         self._x = torch.empty(1, c.hidden_size, device=parts.device)
         self._logits = torch.empty(1, c.vocab_size, device=parts.device)
         self._state = torch.zeros(2, dtype=torch.int64, pin_memory=True)
+        self._first_layers = CpuGraph(model, cache) if model.cpu_layers else None
         self._handoff = parts.stage.open_mailbox() if any(parts.stage.banks) else None
         if self._handoff is not None:  # ends with us, since only one can run
             self._stop = weakref.finalize(self, self._handoff.box.stop)
@@ -61,13 +66,23 @@ class DecodeGraph:
             self._body()
 
     def _prepare(self, token: int) -> None:
-        self._rows.copy_(self.model.token_embd([token]))
+        """Write what differs from token to token, and have the mailbox awake.
+
+        It sleeps while the CPU's layers run: its thread would spin on a core that they need.
+        """
+        if self._first_layers is None:
+            self._rows.copy_(self.model.token_embd([token]))
+        else:
+            self.rest()
+            self._rows.copy_(self._first_layers.step(token))
         self.parts.position.fill_(self.cache.length)
+        if self._handoff is not None:
+            self._handoff.box.resume()
 
     def _body(self) -> None:
         self._x.copy_(self._rows, non_blocking=True)
         hidden = Hidden(self._x)
-        for block in self.model.blk:
+        for block in self.model.blk[self.model.cpu_layers :]:
             hidden = block(hidden, self.cache)
         self._logits.copy_(self.model.head(hidden))
         if self._handoff is not None:
@@ -88,8 +103,6 @@ class DecodeGraph:
     def _run(self, token: int) -> bool:
         """Whether all went well; if not, `_problem` says what, and the mailbox is as new."""
         self._prepare(token)
-        if self._handoff is not None:
-            self._handoff.box.resume()
         self._graph.replay()
         self._done.record()
         self._done.synchronize()

@@ -27,7 +27,7 @@ from localr1.models.source import Source
 from localr1.models.transformer import Transformer
 from offload.errors import NoRoom, ResidencyError, Unknown
 from offload.hardware import Hardware
-from offload.placement import Placement, Tier
+from offload.placement import Placement, Tier, layers_named
 from offload.planner import LEAST_CONTEXT, plan
 from offload.residency import AUTO, MAPPED, holder, release
 from offload.shortage import in_8_bits
@@ -64,22 +64,23 @@ def load_engine(
     machine = room(device, ram, vram, threads, report)
     asked = asked_context(config.max_context, context)
     stock = inventory.from_source(source, config).with_cache(cache)
-    found = placement(source.path.name, stock, asked, machine.hardware, residency)
-    if device == CUDA and not found.gpu:
+    gpu = device == CUDA  # asked for, so used even where it makes nothing quicker
+    found = placement(source.path.name, stock, asked, machine.hardware, residency, gpu)
+    if gpu and not found.gpu:
         raise _not_on_the_gpu(source.path.name, found)
     roomier = in_8_bits(stock.weights, machine.hardware, stock.demands, found)
     weights = _bring_in(source, residency, found, report)
     cpu_experts.set_threads(threads)
+    attention = LATENT if isinstance(config, ModelConfig) else GROUPED
     runner: Runner
     if found.gpu and machine.gpu is not None:
         from localr1.engine.gpu_load import gpu_runner
 
-        in_ram = _names(source, found, Tier.RAM)
-        _compile({weights[name].format.name for name in in_ram}, (), report)
+        formats = {weights[name].format.name for name in _names(source, found, Tier.RAM)}
+        _compile(formats, (attention,) if found.cpu_layers else (), report)
         runner = gpu_runner(config, weights, found, machine.gpu, cache, report)
         _release(source, found)
     else:
-        attention = LATENT if isinstance(config, ModelConfig) else GROUPED
         _compile(formats, (attention,), report)
         runner = TransformerRunner(Transformer(config, weights, found.context), found.context)
     told = notes(machine.problem, runner, found, cache, roomier)
@@ -93,15 +94,21 @@ def notes(
     where that has room for more.
     """
     told = [problem, runner.problem]
+    if found.cpu_layers:
+        left = layers_named(0, found.cpu_layers)
+        told.append(f"the CPU runs {left}, for which the GPU has no room")
+        if roomier and roomier.context == found.context:
+            left = layers_named(0, roomier.cpu_layers)
+            told[-1] += f"; --cache 8bit leaves {left} to the CPU"
     if found.context < found.asked_context:
         ways = "localr1 plan says why"
-        if roomier:
+        if roomier and roomier.context > found.context:
             ways += f"; --cache 8bit makes room for {roomier.context:,}"
         told.append(
             f"memory is short: the context is {found.context:,} tokens, not"
             f" {found.asked_context:,} ({ways})"
         )
-    elif roomier:
+    elif roomier and not found.gpu:
         told.append("the GPU has no room for this context; with --cache 8bit it has")
     if cache != cache_layout.IN_16_BITS and not isinstance(runner.cache, KVCache):
         told.append("llama.cpp keeps its cache in 16 bits: --cache 8bit is for our engine")
@@ -136,13 +143,20 @@ def asked_context(most: int, asked: int | None) -> int:
     return asked
 
 
-def placement(name: str, stock: Inventory, context: int, machine: Hardware, how: str) -> Placement:
+def placement(
+    name: str,
+    stock: Inventory,
+    context: int,
+    machine: Hardware,
+    how: str,
+    prefer_gpu: bool = False,
+) -> Placement:
     """The plan for the model called `name` on what is free of this machine.
 
     Weights that do not fit are refused, unless someone asked for them to be mapped: then the disk
     is read for every token. Cache and workspace must always fit. Raises DoesNotFit.
     """
-    found = plan(stock.weights, machine, context, stock.demands)
+    found = plan(stock.weights, machine, context, stock.demands, prefer_gpu)
     if found.fits or (found.works and how == MAPPED):
         return found
     raise does_not_fit(name, found)

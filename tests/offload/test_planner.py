@@ -115,11 +115,21 @@ def test_every_plan_keeps_its_budgets_and_places_all(
     items = [item for item in (*found.gpu, *found.ram, *found.disk) if item.name in kinds]
     assert sum(item.nbytes for item in items) == placed
     assert found.prediction.decode_tps <= found.prediction.decode_limit_tps
+    for weight in weights:
+        where, kept = found.tier(weight.name), 0 <= weight.layer < found.cpu_layers
+        if not found.gpu or kept or weight.kind in (Kind.EMBEDDING, Kind.UNUSED):
+            assert where is not Tier.GPU
+        elif weight.kind not in (Kind.DENSE, Kind.ROUTED):
+            assert where is Tier.GPU
 
 
 def rank(found: Placement) -> tuple[bool, bool, int]:
     """What more memory may only make better, before any speed is compared."""
     return found.works, found.fits, found.context if found.fits else 0
+
+
+def layers_on_gpu(found: Placement) -> int:
+    return sum(".attn_q." in name and tier is Tier.GPU for name, tier in found.tiers.items())
 
 
 CHANGES = ("ram", "vram", "ram_bandwidth", "vram_bandwidth", "disk_bandwidth", "int8_ops")
@@ -130,10 +140,13 @@ CHANGES = ("ram", "vram", "ram_bandwidth", "vram_bandwidth", "disk_bandwidth", "
 def test_a_better_machine_is_never_slower(
     model: tuple[list[Weight], Demands], machine: Hardware, context: int, what: str, more: float
 ) -> None:
+    """More VRAM may take another layer's attention instead of FFNs: never slower than the CPU."""
     weights, demands = model
     before = plan(weights, machine, context, demands)
     after = plan(weights, improved(machine, what, more), context, demands)
     assert rank(after) >= rank(before)
+    if what == "vram" and layers_on_gpu(after) != layers_on_gpu(before):
+        before = plan(weights, with_room(machine, None, 0), context, demands)
     if rank(after) == rank(before) and before.works:
         assert after.prediction.decode_tps >= before.prediction.decode_tps * SLACK
 
@@ -248,6 +261,54 @@ def test_dense_models_keep_attention_on_the_gpu() -> None:
     assert found.tier("blk.47.ffn_up.weight") is Tier.RAM
     cache_bytes = 2 * 48 * 8 * 128 * 2 * 8192
     assert sizes(found.gpu)["KV cache"] == cache_bytes
+
+
+def distill_14b(vram: float, context: int = 16_384, prefer_gpu: bool = False) -> Placement:
+    entry = registry.entries()["r1-distill-14b"]
+    stock = inventory.from_rule(config_from_hf(entry.config), "Q4_K_M")
+    machine = on_paper(vram=int(vram * GIB), ram=32 * GIB)
+    return plan(stock.weights, machine, context, stock.demands, prefer_gpu)
+
+
+def test_whole_layers_go_to_the_cpu_where_attention_does_not_fit() -> None:
+    """The first ones, as few as will do; their cache lies in RAM, in float32."""
+    found = distill_14b(3)
+    first = found.cpu_layers
+    assert found.fits and found.context == 16_384 and 0 < first < 48
+    assert found.tier(f"blk.{first - 1}.attn_output.weight") is Tier.RAM
+    assert found.tier(f"blk.{first - 1}.ffn_norm.weight") is Tier.RAM
+    assert found.tier(f"blk.{first}.attn_output.weight") is Tier.GPU
+    assert found.tier(f"blk.{first}.ffn_up.weight") is Tier.RAM
+    assert found.tier("output.weight") is found.tier("output_norm.weight") is Tier.GPU
+    gpu, ram = sizes(found.gpu), sizes(found.ram)
+    row = 2 * 8 * 128 * 16_384
+    assert gpu["KV cache"] == 2 * row * (48 - first)
+    assert ram["KV cache"] == 4 * row * first
+    layer = gpu["attention"] / (48 - first) + 2 * row
+    assert found.gpu_room - found.gpu_bytes < layer * 1.2  # no other one would fit
+    assert [distill_14b(vram).cpu_layers for vram in (4, 5, 8)] == [33, 23, 0]
+
+
+def test_r1_on_a_card_of_8_gib() -> None:
+    found = on(8, 400)
+    assert found.fits and 0 < found.cpu_layers < 61
+    on_gpu = {name for name, tier in found.tiers.items() if tier is Tier.GPU}
+    assert not any("_exps" in name for name in on_gpu)
+    layers = {int(name.split(".")[1]) for name in on_gpu if name.startswith("blk.")}
+    assert layers == set(range(found.cpu_layers, 61))
+    assert found.prediction.decode_tps > on(0, 400).prediction.decode_tps
+
+
+def test_a_gpu_that_makes_nothing_quicker_is_used_if_it_is_asked_for() -> None:
+    machine = on_paper(vram=3 * GIB, ram=32 * GIB, ram_bandwidth=400e9, vram_bandwidth=20e9)
+    machine = replace(machine, int8_ops=100e12)
+    entry = registry.entries()["r1-distill-14b"]
+    stock = inventory.from_rule(config_from_hf(entry.config), "Q4_K_M")
+    assert not plan(stock.weights, machine, 4096, stock.demands).gpu
+    asked = plan(stock.weights, machine, 4096, stock.demands, prefer_gpu=True)
+    assert asked.gpu and asked.cpu_layers
+    none = with_room(machine, None, GIB)  # not even for a layer
+    assert not plan(stock.weights, none, 4096, stock.demands, prefer_gpu=True).gpu
 
 
 def test_limits_set_by_a_user() -> None:

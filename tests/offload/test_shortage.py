@@ -21,9 +21,9 @@ def stock_of(model: str) -> Inventory:
 
 
 def planned(
-    stock: Inventory, vram: int, ram: int, context: int
+    stock: Inventory, vram: float, ram: int, context: int
 ) -> tuple[Placement, Placement | None]:
-    machine = on_paper(vram=vram * GIB or None, ram=ram * GIB)
+    machine = on_paper(vram=int(vram * GIB) or None, ram=ram * GIB)
     found = plan(stock.weights, machine, context, stock.demands)
     return found, in_8_bits(stock.weights, machine, stock.demands, found)
 
@@ -37,13 +37,20 @@ def test_a_context_that_shrank_can_be_longer() -> None:
 
 
 def test_a_gpu_without_room_can_have_some() -> None:
-    found, roomier = planned(stock_of("deepseek-r1"), 16, 512, 131_072)
+    found, roomier = planned(stock_of("deepseek-r1"), 3.1, 512, 131_072)
     assert not found.gpu and found.context == 131_072
     assert roomier is not None and roomier.gpu and roomier.context == 131_072
+
+
+def test_fewer_layers_can_be_left_to_the_cpu() -> None:
+    found, roomier = planned(stock_of("deepseek-r1"), 16, 512, 131_072)
+    assert found.cpu_layers and found.context == 131_072
+    assert roomier is not None and roomier.gpu and roomier.context == 131_072
+    assert not roomier.cpu_layers
 
 
 def test_where_all_has_room_or_there_is_no_gpu_it_is_not_told() -> None:
     stock = stock_of("r1-distill-7b")
     assert planned(stock, 24, 32, 16_384)[1] is None
     assert planned(stock, 0, 8, 131_072)[1] is None
-    assert planned(stock, 2, 32, 16_384)[1] is None  # attention alone does not fit
+    assert planned(stock, 2, 32, 16_384)[1] is None  # not one layer fits
