@@ -129,7 +129,7 @@ class Placement:
         there = [
             int(name.split(".")[1])
             for name, tier in self.tiers.items()
-            if ".attn_" in name and tier is Tier.GPU
+            if name.startswith("blk.") and ".attn_" in name and tier is Tier.GPU
         ]
         return min(there, default=0)
 

@@ -135,7 +135,7 @@ class _Problem:
         layers = int(order.attention[-1] - order.attention[gpu])
         return [
             Item(demands.cache_name, demands.cache_ram * layers * context),
-            Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0)),
+            Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0, gpu > 0)),
             Item("program", PROGRAM_WITH_GPU if gpu else PROGRAM),
             Item("margin", ram_margin(self.ram_room)),
         ]
@@ -281,12 +281,15 @@ class _Problem:
         return [Item(kind.value, nbytes) for kind, nbytes in sizes.items() if nbytes]
 
 
-def _workspace(demands: Demands, tokens: int, attention: bool) -> int:
-    """Bytes of RAM for a prompt of `tokens`; with its attention, or with its experts only."""
+def _workspace(demands: Demands, tokens: int, attention: bool, gpu: bool) -> int:
+    """Bytes of RAM for a prompt of `tokens`: where the CPU attends, and where a GPU asks it for
+    experts, whose pinned memory stays.
+    """
+    asked = demands.hybrid_per_token * tokens if gpu else 0
     if not attention:
-        return demands.hybrid_per_token * tokens
+        return asked
     expanded = demands.ram_per_token * tokens + SCORES * min(tokens * tokens, MOST_SCORES)
-    return max(expanded, demands.absorbed_per_token * min(tokens, ABSORBED))
+    return asked + max(expanded, demands.absorbed_per_token * min(tokens, ABSORBED))
 
 
 def _some(items: list[Item]) -> list[Item]:

@@ -128,6 +128,20 @@ def test_an_8bit_cache_is_named_where_it_helps(say: Any) -> None:
     assert "on the CPU the cache is kept in 32 bits" in out
 
 
+def test_layers_on_the_cpu_are_named(say: Any) -> None:
+    words = ("r1-distill-14b", "--vram", "3", "--ram", "32")
+    code, out, _ = say(*words)
+    said = " ".join(out.partition("\n\n")[0].split())
+    assert code == 0
+    assert said.endswith("layers 0-43 on the CPU (--cache 8bit leaves layers 0-40 there).")
+    gpu, ram = re.search(r"^  (layers \S+) +(layers \S+)$", out, re.MULTILINE).groups()
+    assert (gpu, ram) == ("layers 44-47", "layers 0-43")
+    assert json.loads(say(*words, "--json")[1])["cpu_layers"] == 44
+    _, why, _ = say(*words, "--explain", "blk.3.attn_q.weight")
+    assert "the CPU runs layers 0-43 as a whole" in " ".join(why.split())
+    assert json.loads(say("r1-distill-14b", "--vram", "8", "--json")[1])["cpu_layers"] == 0
+
+
 def test_what_a_machine_can_run(say: Any) -> None:
     code, out, _ = say("--vram", "8", "--ram", "16")
     rows = {line.split()[0]: line for line in out.splitlines()}

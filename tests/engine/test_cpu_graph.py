@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import cpu_experts
+from cpu_experts.mailbox import Mailbox
 from localr1.engine.cpu_graph import CpuGraph
+from localr1.models.deepseek import ffn_bank
 from localr1.models.kv_cache import KVCache
 from localr1.models.source import open_source, read_config
 from localr1.models.transformer import Transformer
@@ -96,6 +98,31 @@ def test_dense(tmp_path: Path, threads: int, config: Callable[[], toy_dense.Conf
     for path in (folder, toy_dense.gguf_file(folder, tmp_path / "toy.gguf")):
         model, cache = model_of(path)
         assert max(compare(model, cache, LENGTHS)) < TIGHT
+
+
+def test_a_program_and_a_mailbox_take_turns(threads: int):
+    """As where a GPU runs the last layers: both have the pool, one after the other."""
+    source = open_source(toy.TINY_R1)
+    config = read_config(source)
+    model = Transformer(config, source, CONTEXT)
+    graph, rng = CpuGraph(model, model.new_cache(CONTEXT)), np.random.default_rng(0)
+    bank = ffn_bank(source, "blk.3", "_exps")
+    shape = (1, config.n_experts_per_tok)
+    ids = np.arange(config.n_experts_per_tok, dtype=np.int32).reshape(shape)
+    weights, x = rng.random(shape, np.float32), rng.random((1, config.hidden_size), np.float32)
+    expected = graph.step(5).clone(), cpu_experts.moe_forward(x, ids, weights, bank)
+    box = Mailbox([bank], config.hidden_size, shape[1], 1)
+    box.start()
+    try:
+        for _ in range(300):
+            box.rest()
+            np.testing.assert_array_equal(graph.step(5), expected[0])
+            box.resume()
+            for _ in range(2):
+                answer = box.wait(box.submit(0, ids, weights, x))
+                np.testing.assert_array_equal(answer, expected[1])
+    finally:
+        box.stop()
 
 
 @pytest.mark.parametrize("kind", ["BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])

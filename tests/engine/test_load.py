@@ -77,6 +77,19 @@ def test_an_8bit_cache_is_a_way_out_of_a_short_context() -> None:
     assert "--cache 8bit makes room for 106,240" in note
 
 
+def test_layers_that_are_left_to_the_cpu_are_told() -> None:
+    entry = registry.entries()["r1-distill-14b"]
+    stock = inventory.from_rule(config_from_hf(entry.config), "Q4_K_M")
+    machine = on_paper(vram=3 << 30, ram=32 << 30)
+    found = plan(stock.weights, machine, 16_384, stock.demands)
+    roomier = in_8_bits(stock.weights, machine, stock.demands, found)
+    runner = localr1.load("tiny-r1", device="cpu", context=64).engine.runner
+    (note,) = load.notes("", runner, found, "16bit", roomier)
+    told = "the CPU runs layers 0-43, for which the GPU has no room"
+    assert note == f"{told}; --cache 8bit leaves layers 0-40 to the CPU"
+    assert load.notes("", runner, found, "16bit") == [told]
+
+
 def test_an_8bit_cache_is_for_a_gpu() -> None:
     """On the CPU the model runs with the cache it always has, and says so."""
     llm = localr1.load("tiny-r1", device="cpu", context=64, cache="8bit")

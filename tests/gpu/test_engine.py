@@ -46,7 +46,8 @@ def least_vram() -> int:
     while high - low > 1 << 18:
         middle = (low + high) // 2
         placed = plan(stock.weights, with_room(found, None, middle), 2048, stock.demands)
-        low, high = (low, middle) if placed.gpu else (middle, high)
+        enough = placed.gpu and not placed.cpu_layers
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 
