@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# A code's lowest bit is 2**-149 as a float32. With activations times 2**100 this is what is left.
+# The lowest bit of a float32 is 2**-149. Of that, this is left of a number times 2**100.
 SUBNORMAL = tl.constexpr(2.0**49)
 
 
@@ -28,32 +28,40 @@ def high_half(word):
 
 
 @triton.jit
-def load_bytes(plane, start, lane):
-    """uint32 `[..., 16]`: the 16 bytes from `start` on."""
-    return tl.load(plane + tl.expand_dims(start, -1) + lane).to(tl.uint32)
+def load_chunk(plane, first, place, lane, WORDS: tl.constexpr):
+    """16 bytes, number `place` behind those before `first`: uint32 `[..., 16]`, one each, or
+    (WORDS) `[..., 4]`, four each.
 
-
-@triton.jit
-def load_words(plane, place):
-    """uint32 number `place` of a plane."""
-    return tl.load(plane.to(tl.pointer_type(tl.uint32)) + place)
-
-
-@triton.jit
-def load_half(plane, place):
-    """float16 number `place` of a plane, as float32."""
-    return tl.load(plane.to(tl.pointer_type(tl.float16)) + place).to(tl.float32)
-
-
-@triton.jit
-def shifted_bit(byte, mask, factor):
-    """The bit of `mask` (a power of two) in bytes `[..., 16]`, as code times `factor`.
-
-    `mask` and `factor` hold one value for each 16; a product shifts where a shift of each byte by
-    another distance would cost more.
+    `first` does not change while a kernel walks along a row, so its part of the address does not.
     """
-    found = as_float(byte & tl.expand_dims(mask, -1))
-    return found * tl.expand_dims(factor, -1)
+    if WORDS:
+        start = plane.to(tl.pointer_type(tl.uint32)) + tl.expand_dims(first * 4, -1)
+        chunk = tl.load(start + (tl.expand_dims(place * 4, -1) + lane))
+    else:
+        start = plane + tl.expand_dims(first * 16, -1)
+        chunk = tl.load(start + (tl.expand_dims(place * 16, -1) + lane)).to(tl.uint32)
+    return chunk
+
+
+@triton.jit
+def load_word(plane, first, place):
+    """uint32 number `place` behind `first`."""
+    return tl.load(plane.to(tl.pointer_type(tl.uint32)) + first + place)
+
+
+@triton.jit
+def load_half(plane, first, place):
+    """float16 number `place` behind `first`, as float32."""
+    return tl.load(plane.to(tl.pointer_type(tl.float16)) + first + place).to(tl.float32)
+
+
+@triton.jit
+def four(words):
+    """The four `[n, m]` of a tensor `[n, m, 4]`."""
+    even, odd = tl.split(tl.reshape(words, [words.shape[0], words.shape[1], 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit

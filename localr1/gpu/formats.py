@@ -6,19 +6,19 @@ row then begins at a multiple of 16 bytes of each plane of values and is read 16
 which blocks of 34 or 210 bytes would not allow. No byte is added: planes are as large as the
 file's blocks.
 
-Kernels walk over *chunks*: 16 bytes of the first plane. A chunk's values come in `groups` of 16
+Kernels walk over *chunks*: 16 bytes of the first plane, or 32. A chunk's values come in `groups` of 16
 that lie `group_step` apart in the row; chunk c begins at `c // halves * span + c % halves * 16`.
-Two functions know a format's bits, and nothing else does:
+Three functions know a format's bits, and nothing else does:
 
-    parts = load(data, scales, n_blocks, block, row, c, lane, cols)
-    code, a, b = dequantise(parts, c, GROUP)         weight = code * UP * a + b
+    parts = load(data, scales, n_blocks, first, row, c, lane, cols, WORDS)
+    code = codes(parts, c, GROUP, WORDS)
+    scales(parts, c, GROUP)                     (), (a,) or (a, b): weight = a * (code - offset) + b
 
-They take tensors of any rank: `block`, `row` and `c` have a place for each chunk (or broadcast to
-it), `lane` and what comes of it has one axis more, of 16. `code` is the value as bits at the lower
-end of a float32, so a subnormal number, exact: a mask makes it, no conversion. UP (2 to the 100th)
-brings it back among normal numbers; kernels multiply it into the activations instead, once for many
-rows. A format without a
-b, or without both, returns a shorter tuple.
+`first` (of each row: the blocks in front of it) and `c` are matrices of two axes or broadcast to
+one; `lane` and the codes have one axis more. Codes of integers are uint32, of 0 to 255: one in each
+of 16 places, or (WORDS) four in each of 4, as the integer instructions take them. The other formats'
+are float32, 16 of them, already times 2 to the -100th where they were made as subnormal numbers: UP
+brings them back, and is multiplied into the activations instead, once for many rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from typing import Any
 
 from cpu_experts.formats import FORMATS
 from localr1.gpu import formats_float, formats_k, formats_small
-from localr1.gpu.formats_float import dequantise_fp8, load_fp8
 
 CHUNK = 16
 
@@ -45,8 +44,10 @@ class GpuFormat:
     halves: int
     span: int
     load: Any
-    dequantise: Any
-    terms: int = 3  # of (code, a, b), those that `dequantise` returns
+    codes: Any
+    scales: Any
+    n_scales: int = 1
+    offset: int | None = None  # of codes that are integers
     up: float = 2.0**100
 
     @property
@@ -59,36 +60,53 @@ class GpuFormat:
         """Values that a chunk holds."""
         return CHUNK * self.groups
 
-    def constants(self) -> dict[str, Any]:
-        """What kernels are told of the format at compile time."""
+    @property
+    def integer(self) -> bool:
+        """Whether codes are integers."""
+        return self.offset is not None
+
+    def walk(self) -> dict[str, Any]:
+        """What products of integers are told of the format at compile time."""
         return {
             "LOAD": self.load,
-            "DEQUANTISE": self.dequantise,
+            "CODES": self.codes,
+            "SCALES": self.scales,
+            "N_SCALES": self.n_scales,
+            "OFFSET": self.offset,
             "GROUPS": self.groups,
             "GROUP_STEP": self.group_step,
             "HALVES": self.halves,
             "SPAN": self.span,
             "CHUNKS": self.block_values // self.chunk_values,
-            "TERMS": self.terms,
-            "UP": self.up,
         }
+
+    def constants(self) -> dict[str, Any]:
+        """What other kernels are told."""
+        return self.walk() | {"UP": self.up}
 
 
 def _float(name: str, n_bytes: int, load: Any) -> GpuFormat:
-    plain = formats_float.dequantise_plain
-    return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, load, plain, 1, 1.0)
+    plain = formats_float.codes_plain, formats_float.scales_plain
+    return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, load, *plain, 0, up=1.0)
+
+
+def _fp8() -> GpuFormat:
+    own = formats_float.load_fp8, formats_float.codes_fp8, formats_float.scales_fp8
+    return GpuFormat("FP8_E4M3", ((0, 16),), 16, 1, 0, 1, 16, *own)
 
 
 def _row(
-    name: str, planes: tuple[tuple[int, int], ...], groups: int, step: int, halves: int, span: int
+    name: str,
+    planes: tuple[tuple[int, int], ...],
+    *walk: int,
+    offset: int | None = None,
+    n_scales: int = 1,
 ) -> GpuFormat:
     """A quantised format, whose functions bear its name."""
     block_values = FORMATS[name].block_values
     module: Any = formats_small if block_values == 32 else formats_k
-    load, dequantise = (getattr(module, f"{do}_{name.lower()}") for do in ("load", "dequantise"))
-    terms = 2 if name.startswith("IQ4") else 3
-    walk = groups, step, halves, span
-    return GpuFormat(name, planes, block_values, *walk, load, dequantise, terms)
+    own = [getattr(module, f"{do}_{name.lower()}") for do in ("load", "codes", "scales")]
+    return GpuFormat(name, planes, block_values, *walk, *own, n_scales, offset)
 
 
 #                            planes of a block                     groups, step, halves, span
@@ -98,18 +116,18 @@ GPU_FORMATS: dict[str, GpuFormat] = {
         _float("F32", 4, formats_float.load_f32),
         _float("F16", 2, formats_float.load_f16),
         _float("BF16", 2, formats_float.load_bf16),
-        GpuFormat("FP8_E4M3", ((0, 16),), 16, 1, 0, 1, 16, load_fp8, dequantise_fp8, 2),
-        _row("Q4_0", ((2, 18), (0, 2)), 2, 16, 1, 32),
-        _row("Q4_1", ((4, 20), (0, 4)), 2, 16, 1, 32),
-        _row("Q5_0", ((6, 22), (2, 6), (0, 2)), 2, 16, 1, 32),
-        _row("Q5_1", ((8, 24), (4, 8), (0, 4)), 2, 16, 1, 32),
-        _row("Q8_0", ((2, 34), (0, 2)), 1, 0, 1, 16),
+        _fp8(),
+        _row("Q4_0", ((2, 18), (0, 2)), 2, 16, 1, 32, offset=8),
+        _row("Q4_1", ((4, 20), (0, 4)), 2, 16, 1, 32, offset=0, n_scales=2),
+        _row("Q5_0", ((6, 22), (2, 6), (0, 2)), 2, 16, 1, 32, offset=16),
+        _row("Q5_1", ((8, 24), (4, 8), (0, 4)), 2, 16, 1, 32, offset=0, n_scales=2),
+        _row("Q8_0", ((2, 34), (0, 2)), 1, 0, 1, 16, offset=128),
         _row("IQ4_NL", ((2, 18), (0, 2)), 2, 16, 1, 32),
-        _row("Q2_K", ((16, 80), (0, 16), (80, 84)), 4, 32, 2, 128),
-        _row("Q3_K", ((32, 96), (0, 32), (96, 108), (108, 110)), 4, 32, 2, 128),
-        _row("Q4_K", ((16, 144), (0, 16)), 2, 32, 2, 64),
-        _row("Q5_K", ((48, 176), (0, 16), (16, 48)), 2, 32, 2, 64),
-        _row("Q6_K", ((128, 192), (0, 128), (192, 208), (208, 210)), 4, 32, 2, 128),
+        _row("Q2_K", ((16, 80), (0, 16), (80, 84)), 4, 32, 2, 128, offset=0, n_scales=2),
+        _row("Q3_K", ((32, 96), (0, 32), (96, 108), (108, 110)), 4, 32, 2, 128, offset=4),
+        _row("Q4_K", ((16, 144), (0, 16)), 4, 16, 1, 64, offset=0, n_scales=2),
+        _row("Q5_K", ((48, 176), (0, 16), (16, 48)), 4, 16, 1, 64, offset=0, n_scales=2),
+        _row("Q6_K", ((128, 192), (0, 128), (192, 208), (208, 210)), 4, 32, 2, 128, offset=32),
         _row("IQ4_XS", ((8, 136), (0, 8)), 2, 16, 1, 32),
     )
 }

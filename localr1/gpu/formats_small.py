@@ -1,7 +1,7 @@
 """Formats of 32 values a block on the GPU; a chunk is a block's 16 bytes, or half of Q8_0's 32.
 
-Low nibbles are the first 16 values of a block, high nibbles, left where they are, 16 times the last
-16. formats.py says what these functions return.
+Low nibbles are the first 16 values of a block, high nibbles the last 16. formats.py says what these
+functions return.
 """
 
 from __future__ import annotations
@@ -9,120 +9,121 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from localr1.gpu.bits import (
-    SUBNORMAL,
-    as_float,
-    high_half,
-    iq4,
-    load_bytes,
-    load_half,
-    load_words,
-    low_half,
-)
+from localr1.gpu.bits import high_half, iq4, load_chunk, load_half, load_word, low_half
 
 
 @triton.jit
-def _nibbles(byte, GROUP: tl.constexpr):
-    """The code of the low nibbles, or 16 times that of the high ones."""
-    if GROUP == 0:
-        code = as_float(byte & 0x0F)
-    else:
-        code = as_float(byte & 0xF0)
-    return code
+def codes_q4_0(parts, c, GROUP: tl.constexpr, WORDS: tl.constexpr):
+    """Nibbles."""
+    return (parts[0] >> (4 * GROUP)) & 0x0F0F0F0F
 
 
 @triton.jit
-def _fives(byte, bits, lane, GROUP: tl.constexpr):
-    """`_nibbles` with a fifth bit: bit `lane + 16 * GROUP` of `bits`."""
-    one = (16 << lane).to(tl.uint32)
-    if GROUP == 0:
-        fifth = as_float((tl.expand_dims(bits, -1) << 4) & one)
-    else:
-        fifth = as_float((tl.expand_dims(bits, -1) >> 12) & one) * 16
-    return _nibbles(byte, GROUP) + fifth * as_float(((127 - lane) << 23).to(tl.uint32))
+def codes_q4_1(parts, c, GROUP: tl.constexpr, WORDS: tl.constexpr):
+    """Nibbles."""
+    return codes_q4_0(parts, c, GROUP, WORDS)
 
 
 @triton.jit
-def _factor(d, GROUP: tl.constexpr):
-    """What a code times UP is multiplied with, to be `d` times a nibble."""
-    if GROUP == 0:
-        factor = d * SUBNORMAL
-    else:
-        factor = d * (SUBNORMAL / 16)
-    return factor
+def codes_q5_0(parts, c, GROUP: tl.constexpr, WORDS: tl.constexpr):
+    """Nibbles and fifth bits: bit `16 * GROUP + i` of a word is value i's."""
+    N: tl.constexpr = 4 if WORDS else 1  # values that a place holds
+    bits = tl.expand_dims(parts[1], -1) >> (N * parts[3] + 16 * GROUP).to(tl.uint32)
+    # A product spreads four bits over four bytes.
+    fifths = (((bits & (2**N - 1)) * 0x00204081) & 0x01010101) << 4
+    return codes_q4_0(parts, c, GROUP, WORDS) | fifths
 
 
 @triton.jit
-def load_q4_0(data, scales, n_blocks, block, row, c, lane, cols):
+def codes_q5_1(parts, c, GROUP: tl.constexpr, WORDS: tl.constexpr):
+    """Nibbles and fifth bits."""
+    return codes_q5_0(parts, c, GROUP, WORDS)
+
+
+@triton.jit
+def codes_q8_0(parts, c, GROUP: tl.constexpr, WORDS: tl.constexpr):
+    """Signed bytes, 128 more."""
+    return parts[0] ^ (0x80808080 if WORDS else 0x80)
+
+
+@triton.jit
+def codes_iq4_nl(parts, c, GROUP: tl.constexpr, WORDS: tl.constexpr):
+    """table[q]."""
+    return iq4(parts[0], GROUP)
+
+
+@triton.jit
+def load_q4_0(data, scales, n_blocks, first, row, c, lane, cols, WORDS: tl.constexpr):
     """Nibbles; d."""
-    return load_bytes(data, block * 16, lane), load_half(data + n_blocks * 16, block)
+    return load_chunk(data, first, c, lane, WORDS), load_half(data + n_blocks * 16, first, c)
 
 
 @triton.jit
-def dequantise_q4_0(parts, c, GROUP: tl.constexpr):
-    """d * (q - 8)."""
-    return _nibbles(parts[0], GROUP), _factor(parts[1], GROUP), -8 * parts[1]
+def scales_q4_0(parts, c, GROUP: tl.constexpr):
+    """d."""
+    return (parts[1],)
 
 
 @triton.jit
-def load_q4_1(data, scales, n_blocks, block, row, c, lane, cols):
+def load_q4_1(data, scales, n_blocks, first, row, c, lane, cols, WORDS: tl.constexpr):
     """Nibbles; d and m in a word."""
-    return load_bytes(data, block * 16, lane), load_words(data + n_blocks * 16, block)
+    return load_chunk(data, first, c, lane, WORDS), load_word(data + n_blocks * 16, first, c)
 
 
 @triton.jit
-def dequantise_q4_1(parts, c, GROUP: tl.constexpr):
-    """d * q + m."""
-    return _nibbles(parts[0], GROUP), _factor(low_half(parts[1]), GROUP), high_half(parts[1])
+def scales_q4_1(parts, c, GROUP: tl.constexpr):
+    """d and m."""
+    return low_half(parts[1]), high_half(parts[1])
 
 
 @triton.jit
-def load_q5_0(data, scales, n_blocks, block, row, c, lane, cols):
+def load_q5_0(data, scales, n_blocks, first, row, c, lane, cols, WORDS: tl.constexpr):
     """Nibbles; fifth bits; d."""
-    bits = load_words(data + n_blocks * 16, block)
-    return load_bytes(data, block * 16, lane), bits, load_half(data + n_blocks * 20, block), lane
+    bits = load_word(data + n_blocks * 16, first, c)
+    d = load_half(data + n_blocks * 20, first, c)
+    return load_chunk(data, first, c, lane, WORDS), bits, d, lane
 
 
 @triton.jit
-def dequantise_q5_0(parts, c, GROUP: tl.constexpr):
-    """d * (q - 16)."""
-    code = _fives(parts[0], parts[1], parts[3], GROUP)
-    return code, _factor(parts[2], GROUP), -16 * parts[2]
+def scales_q5_0(parts, c, GROUP: tl.constexpr):
+    """d."""
+    return (parts[2],)
 
 
 @triton.jit
-def load_q5_1(data, scales, n_blocks, block, row, c, lane, cols):
+def load_q5_1(data, scales, n_blocks, first, row, c, lane, cols, WORDS: tl.constexpr):
     """Nibbles; fifth bits; d and m in a word."""
-    bits = load_words(data + n_blocks * 16, block)
-    return load_bytes(data, block * 16, lane), bits, load_words(data + n_blocks * 20, block), lane
+    bits = load_word(data + n_blocks * 16, first, c)
+    both = load_word(data + n_blocks * 20, first, c)
+    return load_chunk(data, first, c, lane, WORDS), bits, both, lane
 
 
 @triton.jit
-def dequantise_q5_1(parts, c, GROUP: tl.constexpr):
-    """d * q + m."""
-    code = _fives(parts[0], parts[1], parts[3], GROUP)
-    return code, _factor(low_half(parts[2]), GROUP), high_half(parts[2])
+def scales_q5_1(parts, c, GROUP: tl.constexpr):
+    """d and m."""
+    return low_half(parts[2]), high_half(parts[2])
 
 
 @triton.jit
-def load_q8_0(data, scales, n_blocks, block, row, c, lane, cols):
+def load_q8_0(data, scales, n_blocks, first, row, c, lane, cols, WORDS: tl.constexpr):
     """Half of a block's signed bytes; d."""
-    return load_bytes(data, block * 32 + c % 2 * 16, lane), load_half(data + n_blocks * 32, block)
+    d = load_half(data + n_blocks * 32, first, c // 2)
+    return load_chunk(data, first * 2, c, lane, WORDS), d
 
 
 @triton.jit
-def dequantise_q8_0(parts, c, GROUP: tl.constexpr):
-    """d * q, as d * (q + 128) - 128 * d."""
-    return as_float(parts[0] ^ 0x80), parts[1] * SUBNORMAL, -128 * parts[1]
+def scales_q8_0(parts, c, GROUP: tl.constexpr):
+    """d."""
+    return (parts[1],)
 
 
 @triton.jit
-def load_iq4_nl(data, scales, n_blocks, block, row, c, lane, cols):
+def load_iq4_nl(data, scales, n_blocks, first, row, c, lane, cols, WORDS: tl.constexpr):
     """Nibbles; d."""
-    return load_bytes(data, block * 16, lane), load_half(data + n_blocks * 16, block)
+    return load_chunk(data, first, c, lane, WORDS), load_half(data + n_blocks * 16, first, c)
 
 
 @triton.jit
-def dequantise_iq4_nl(parts, c, GROUP: tl.constexpr):
-    """d * table[q]; the code is no subnormal, so UP is taken back here."""
-    return iq4(parts[0], GROUP), parts[1] * 2.0**-100
+def scales_iq4_nl(parts, c, GROUP: tl.constexpr):
+    """d; the code is no subnormal, so UP is taken back here."""
+    return (parts[1] * 2.0**-100,)

@@ -1,8 +1,8 @@
-"""Weights times the activations of a few tokens, straight from the weights' blocks.
+"""Weights that are no integers times the activations of a few tokens, straight from their blocks.
 
-Decoding reads every weight once for a handful of operations, so memory's bandwidth is the limit. A
-thread takes chunks of 16 bytes (formats.py), keeps the activations that they meet in registers and
-uses them for several rows; sums are float32. Nothing is staged in shared memory.
+A thread takes chunks of 16 bytes (formats.py), keeps the activations that they meet in registers
+and uses them for several rows; sums are float32. Nothing is staged in shared memory.
+integer_gemv.py has the other formats.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from localr1.gpu import pdl
 def gemv_kernel(
     x, data, scales, ids, add, out, n_blocks, n_tokens, rows, cols,
     x_token, x_matrix, out_token, out_matrix,
-    LOAD: tl.constexpr, DEQUANTISE: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr,
-    HALVES: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, TERMS: tl.constexpr,
-    UP: tl.constexpr, TOKENS: tl.constexpr, GATED: tl.constexpr,
-    REPEAT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
-    PDL: tl.constexpr = False,
+    LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
+    OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
+    SPAN: tl.constexpr, CHUNKS: tl.constexpr, UP: tl.constexpr, TOKENS: tl.constexpr,
+    GATED: tl.constexpr, REPEAT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    UNROLL: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Matrix `program_id(1)` of a stack, `REPEAT * ROWS` of its rows, up to TOKENS tokens.
 
@@ -54,35 +54,30 @@ def gemv_kernel(
         for i in tl.static_range(N):
             row = tl.minimum(first_row + i % REPEAT * ROWS + down, rows - 1)
             source = chosen + i // REPEAT
-            block = (source * rows + row) * blocks + c // CHUNKS
+            first = (source * rows + row) * blocks
             own = scales if scales is None else scales + source * tiles
-            parts = parts + (LOAD(data, own, n_blocks, block, row, c, lane, cols),)
+            parts = parts + (LOAD(data, own, n_blocks, first, row, c, lane, cols, False),)
         k = tl.expand_dims(c // HALVES * SPAN + c % HALVES * 16, -1) + lane
         for group in tl.static_range(GROUPS):
             new = ()
             for t in tl.static_range(TOKENS):
                 token = tl.minimum(t, n_tokens - 1) * (x_token * 8)
                 values = tl.load(x + token + k + group * GROUP_STEP, mask=inside, other=0.0)
-                values = values.to(tl.float32)
-                total = tl.sum(values, 2)
-                values *= UP
+                values = values.to(tl.float32) * UP
                 for i in tl.static_range(N):
-                    terms = DEQUANTISE(parts[i], c, group)
-                    product = tl.sum(terms[0] * values, 2)
-                    if TERMS > 1:
-                        product = terms[1] * product
-                    if TERMS > 2:
-                        product += terms[2] * total
+                    product = tl.sum(CODES(parts[i], c, group, False) * values, 2)
+                    if N_SCALES > 0:
+                        product *= SCALES(parts[i], c, group)[0]
                     new = new + (sums[t * N + i] + product,)
             sums = new
-    _store(
+    store(
         sums, add, out, matrix * out_matrix, first_row, n_tokens, rows,
         out_token, TOKENS, GATED, REPEAT, ROWS,
     )  # fmt: skip
 
 
 @triton.jit
-def _store(
+def store(
     sums, add, out, matrix, first_row, n_tokens, rows, out_token,
     TOKENS: tl.constexpr, GATED: tl.constexpr, REPEAT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip

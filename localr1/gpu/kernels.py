@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from localr1.gpu import (
     activation,
+    activations,
     cache_rows,
     gqa,
     gqa_prefill,
@@ -34,7 +35,7 @@ def kernels(
     lie there too `experts`; with a cache of 8 bits a value or of 16.
     """
     yield from linear_configurations.configurations(arch, sizes, formats, tokens=(1,))
-    for module in (activation, mailbox, norm, sampling):
+    for module in (activation, activations, mailbox, norm, sampling):
         yield from module.configurations(arch, sizes)
     if isinstance(sizes, GroupedSizes):
         for module in (gqa, gqa_prefill, gqa_rope):

@@ -5,17 +5,20 @@
     y = matmul(x, w)            many tokens: prompts
     y = linear(x, w)            whichever it is
 
-Weights are dequantised exactly and sums are float32. `gemv` takes activations as they are; `matmul`
-rounds both factors to bf16, but for F32 weights. Activations are never quantised to integers.
+Weights are exact and sums are float32. Where weights are integers `gemv` takes activations as int16
+(activations.py), made once for all that meet them; else as they are. `matmul` rounds both factors to
+bf16, but for F32 weights.
 """
 
 from __future__ import annotations
 
 import torch
 
+from localr1.gpu.activations import Activations
 from localr1.gpu.expansion import expand_kernel
 from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.gemv import gemv_kernel
+from localr1.gpu.integer_gemv import integer_gemv_kernel
 from localr1.gpu.launch import architecture, launch
 from localr1.gpu.matmul import matmul_kernel
 from localr1.gpu.tiles import EXPANDED, FEW, GemvTile, gemv_tile, matmul_tile
@@ -23,18 +26,20 @@ from localr1.gpu.weights import GpuWeight
 
 
 def linear(
-    x: torch.Tensor,
+    x: Activations | torch.Tensor,
     w: GpuWeight,
     out: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
     ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`gemv` for up to 8 tokens, `matmul` for more."""
+    if isinstance(x, Activations):
+        return gemv(x, w, out, add, ids)
     return (gemv if len(x) <= FEW else matmul)(x, w, out, add, ids)
 
 
 def gemv(
-    x: torch.Tensor,
+    x: Activations | torch.Tensor,
     w: GpuWeight,
     out: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
@@ -52,7 +57,7 @@ def gemv(
 
 
 def gated_gemv(
-    x: torch.Tensor,
+    x: Activations | torch.Tensor,
     w: GpuWeight,
     out: torch.Tensor | None = None,
     tile: GemvTile | None = None,
@@ -97,7 +102,7 @@ def expanded(w: GpuWeight, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def _gemv(
-    x: torch.Tensor,
+    x: Activations | torch.Tensor,
     w: GpuWeight,
     out: torch.Tensor | None,
     add: torch.Tensor | None,
@@ -108,16 +113,24 @@ def _gemv(
     gated: bool,
 ) -> torch.Tensor:
     rows, cols = shape
-    x, out, strides = _prepared(x, w, out, add, n, rows, cols)
+    activations = x if isinstance(x, Activations) else Activations(x)
+    x, out, strides = _prepared(activations.values, w, out, add, n, rows, cols)
     if not 1 <= len(x) <= FEW:
         raise ValueError(f"1 to {FEW} tokens, not {len(x)}")
     if tile is None:
         tile = gemv_tile(_architecture(x), w.format, n * rows, cols, len(x), gated)
-    launch(
-        gemv_kernel, (-(-rows // (tile.repeat * tile.rows)), n),
-        x, w.data, w.scales, ids, add, out, w.n_blocks, len(x), rows, cols, *strides,
-        num_warps=tile.num_warps, **tile.constants(w.format, len(x), gated),
-    )  # fmt: skip
+    grid = -(-rows // (tile.repeat * tile.rows)), n
+    sizes = w.n_blocks, len(x), rows, cols
+    options = {"num_warps": tile.num_warps, **tile.constants(w.format, len(x), gated)}
+    if GPU_FORMATS[w.format].integer:
+        made = activations.integers
+        own = (n, 1) if x.dim() == 3 and x.stride(1) else (1, 0)  # rows between tokens, matrices
+        launch(
+            integer_gemv_kernel, grid, *made[:3], w.data, ids, add, out, *sizes, made.row_blocks,
+            *own, *strides[2:], EMULATED=not x.is_cuda, **options,
+        )  # fmt: skip
+    else:
+        launch(gemv_kernel, grid, x, w.data, w.scales, ids, add, out, *sizes, *strides, **options)
     return out
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from localr1.gpu.expansion import expand_kernel
 from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.gemv import gemv_kernel
+from localr1.gpu.integer_gemv import integer_gemv_kernel
 from localr1.gpu.launch import Configuration
 from localr1.gpu.matmul import matmul_kernel
 from localr1.gpu.sizes import R1, AnySizes, GroupedSizes, LatentSizes, ffn_widths
@@ -35,7 +36,7 @@ def configurations(
     """
     for name in formats:
         for x, out, add in KINDS:
-            for n in tokens:
+            for n in tokens if x == "*fp32" or not GPU_FORMATS[name].integer else ():
                 for tile, gated in sorted(_gemv_tiles(arch, sizes, name, n), key=str):
                     if not (gated and add):
                         yield gemv_configuration(name, tile, n, gated, x, out, add)
@@ -65,14 +66,14 @@ def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Co
 def representative(arch: int) -> Iterator[Configuration]:
     """What CI compiles of all that: each kernel for each format for sm_86, three formats elsewhere.
 
-    `gemv_kernel` and `expand_kernel` use no shared memory, and `matmul_kernel` as much on sm_86 as
-    on sm_80, 89 and 120. Types of what is read and written change nothing of that.
+    Products of few tokens and `expand_kernel` use no shared memory, those of many the most with
+    float32 activations in the largest tile, and as much on sm_86 as on sm_80, 89 and 120.
     """
     for name in GPU_FORMATS if arch == 86 else ("Q4_K", "FP8_E4M3", "F32"):
         kinds = "*bf16", "*fp32", "*fp32"
         rows, cols = R1.hidden_size, R1.n_heads * R1.v_head_dim
         yield gemv_configuration(name, gemv_tile(arch, name, rows, cols, 1), 1, False, *kinds)
-        yield _matmul(name, matmul_tile(arch, name, 128), *kinds)
+        yield _matmul(name, matmul_tile(arch, name, 128), "*fp32", "*fp32", "*fp32")
         yield _expansion(name, "*bf16")
     for n in (1, 8):
         tile = gemv_tile(arch, "Q4_K", R1.moe_intermediate_size, R1.hidden_size, n, True)
@@ -134,9 +135,14 @@ def gemv_configuration(
     add: str | None,
     ids: str | None = None,
 ) -> Configuration:
-    """`gemv_kernel` for `n` tokens of kind `x`, with pointers of the kinds `out`, `add`, `ids`."""
+    """`gemv` for `n` tokens of kind `x`, with pointers of the kinds `out`, `add`, `ids`."""
     own = tile.constants(name, n, gated)
-    return _configuration(gemv_kernel, name, own, x, out, add, ids, tile.num_warps, 2)
+    if not GPU_FORMATS[name].integer:
+        return _configuration(gemv_kernel, name, own, x, out, add, ids, tile.num_warps, 2)
+    signature = {"words": "*i32", "units": "*fp32", "sums": "*i32", "data": "*u8", "out": out}
+    signature |= dict.fromkeys((*_COUNTS, "row_blocks"), "i32")
+    signature, own = _with_pointers(signature, own | {"EMULATED": False}, add, ids)
+    return Configuration(integer_gemv_kernel, signature, own, tile.num_warps, 2)
 
 
 def _matmul(
@@ -164,12 +170,19 @@ def _configuration(
     *options: int,
 ) -> Configuration:
     signature = {"x": x, "data": "*u8", "out": out, **dict.fromkeys(_COUNTS, "i32")}
+    signature, constants = _with_pointers(signature, constants, add, ids)
+    return Configuration(fn, *_with_scales(name, signature, constants), *options)
+
+
+def _with_pointers(
+    signature: dict[str, str], constants: dict[str, Any], add: str | None, ids: str | None
+) -> tuple[dict[str, str], dict[str, Any]]:
     for pointer, kind in (("add", add), ("ids", ids)):
         if kind:
-            signature[pointer] = kind
+            signature = signature | {pointer: kind}
         else:
             constants = constants | {pointer: None}
-    return Configuration(fn, *_with_scales(name, signature, constants), *options)
+    return signature, constants
 
 
 def _with_scales(

@@ -10,14 +10,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from localr1.gpu.dequantise import dequantised
+
 
 @triton.jit
 def matmul_kernel(
     x, data, scales, ids, add, out, n_blocks, n_tokens, rows, cols,
     x_token, x_matrix, out_token, out_matrix,
-    LOAD: tl.constexpr, DEQUANTISE: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr,
-    HALVES: tl.constexpr, SPAN: tl.constexpr, CHUNKS: tl.constexpr, TERMS: tl.constexpr,
-    UP: tl.constexpr, PRECISE: tl.constexpr, FLOAT_DOT: tl.constexpr,
+    LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
+    OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
+    SPAN: tl.constexpr, CHUNKS: tl.constexpr, UP: tl.constexpr, PRECISE: tl.constexpr, FLOAT_DOT: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of matrix `program_id(2)`, TOKENS tokens; WIDTH chunks of each row at a time.
@@ -36,7 +38,7 @@ def matmul_kernel(
         scales += chosen * (tl.cdiv(rows, 128) * tl.cdiv(cols, 128))
     kind = tl.float32 if PRECISE else tl.bfloat16
     row = tl.minimum(first_row + tl.expand_dims(tl.arange(0, ROWS), 1), rows - 1)
-    first_block = (chosen * rows + row) * blocks
+    first = (chosen * rows + row) * blocks
     lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 16), 0), 0)
     value = tl.arange(0, WIDTH * 16)
     x += matrix * (x_matrix * 8)
@@ -44,18 +46,12 @@ def matmul_kernel(
     sums = tl.zeros([ROWS, TOKENS], tl.float32)
     for start in range(0, n_chunks, WIDTH):
         c = tl.minimum(start + tl.expand_dims(tl.arange(0, WIDTH), 0), n_chunks - 1)
-        block = first_block + c // CHUNKS
-        parts = LOAD(data, scales, n_blocks.to(tl.int64), block, row, c, lane, cols)
+        parts = LOAD(data, scales, n_blocks.to(tl.int64), first, row, c, lane, cols, False)
         own = start + value // 16
         k = tl.expand_dims(own // HALVES * SPAN + own % HALVES * 16 + value % 16, 1)
         inside = tl.expand_dims(own < n_chunks, 1)
         for group in tl.static_range(GROUPS):
-            terms = DEQUANTISE(parts, c, group)
-            weights = terms[0] * UP
-            if TERMS > 1:
-                weights *= tl.expand_dims(terms[1], -1)
-            if TERMS > 2:
-                weights += tl.expand_dims(terms[2], -1)
+            weights = dequantised(parts, c, group, CODES, SCALES, N_SCALES, OFFSET, UP)
             weights = tl.reshape(weights.to(kind), [ROWS, WIDTH * 16])
             values = tl.load(x_row + k + group * GROUP_STEP, mask=inside, other=0.0).to(kind)
             if FLOAT_DOT:

@@ -31,7 +31,8 @@ class GemvTile:
 
     def constants(self, name: str, n_tokens: int, gated: bool) -> dict[str, Any]:
         """The constants of `gemv_kernel`."""
-        return GPU_FORMATS[name].constants() | {
+        format = GPU_FORMATS[name]
+        return (format.walk() if format.integer else format.constants()) | {
             "TOKENS": _power(n_tokens),
             "GATED": gated,
             "REPEAT": self.repeat,

@@ -32,7 +32,8 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 
 def told(configuration: Configuration) -> tuple[str, ...]:
     """What decides on the machine code, but for the options that the interpreter has not."""
-    constants = {k: str(v) for k, v in configuration.constants.items() if k != "FLOAT_DOT"}
+    interpreters = ("FLOAT_DOT", "EMULATED")
+    constants = {k: str(v) for k, v in configuration.constants.items() if k not in interpreters}
     parts = configuration.signature, constants
     return configuration.fn.__name__, *(str(sorted(part.items())) for part in parts)
 

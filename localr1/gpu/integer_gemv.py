@@ -1,0 +1,127 @@
+"""Weights that are integers times the activations of a few tokens, straight from their blocks.
+
+Decoding reads every weight once for a handful of operations, so memory's bandwidth is the limit if
+those are few enough: codes stay four to a word, meet int16 activations (activations.py) two to an
+instruction, and scales and offsets follow once for 16. A thread takes chunks of 16 bytes
+(formats.py), its neighbours the next ones, of one or more rows. gemv.py has the other formats.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from localr1.gpu import pdl
+from localr1.gpu.bits import four
+from localr1.gpu.gemv import store
+
+
+@triton.jit
+def integer_gemv_kernel(
+    words, units, sums, data, ids, add, out, n_blocks, n_tokens, rows, cols, row_blocks,
+    x_token, x_matrix, out_token, out_matrix,
+    LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
+    OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
+    SPAN: tl.constexpr, CHUNKS: tl.constexpr, TOKENS: tl.constexpr, GATED: tl.constexpr,
+    REPEAT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
+    EMULATED: tl.constexpr, PDL: tl.constexpr = False,
+):  # fmt: skip
+    """As `gemv_kernel`; `x_token` and `x_matrix` count rows of activations.
+
+    EMULATED is for Triton's interpreter, which knows no instruction of the GPU's.
+    """
+    pdl.start(PDL)
+    N: tl.constexpr = 2 * REPEAT if GATED else REPEAT
+    matrix = tl.program_id(1).to(tl.int64)
+    first_row = tl.program_id(0) * (REPEAT * ROWS)
+    blocks = cols // (16 * GROUPS * CHUNKS)
+    n_chunks = blocks * CHUNKS
+    chosen = matrix if ids is None else tl.load(ids + matrix).to(tl.int64)
+    n_blocks = n_blocks.to(tl.int64)
+    down = tl.expand_dims(tl.arange(0, ROWS), 1)
+    lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 4), 0), 0)
+    totals = ()
+    for _ in tl.static_range(N * TOKENS):
+        totals = totals + (tl.zeros([ROWS, WIDTH], tl.float32),)
+    for start in tl.range(0, n_chunks, WIDTH, loop_unroll_factor=UNROLL):
+        c = start + tl.expand_dims(tl.arange(0, WIDTH), 0) + tl.zeros([ROWS, 1], tl.int32)
+        inside = c < n_chunks
+        c = tl.minimum(c, n_chunks - 1)
+        parts = ()
+        for i in tl.static_range(N):
+            row = tl.minimum(first_row + i % REPEAT * ROWS + down, rows - 1)
+            first = ((chosen + i // REPEAT) * rows + row) * blocks
+            parts = parts + (LOAD(data, None, n_blocks, first, row, c, lane, cols, True),)
+        k = c // HALVES * SPAN + c % HALVES * 16
+        new = ()
+        for t in tl.static_range(TOKENS):
+            token = tl.minimum(t, n_tokens - 1)
+            block = (token * x_token + matrix.to(tl.int32) * x_matrix) * row_blocks + k // 128
+            x = _activations(words, sums, block, k % 128, GROUPS, GROUP_STEP)
+            unit = tl.where(inside, tl.load(units + block), 0.0)
+            for i in tl.static_range(N):
+                product = _product(
+                    x, parts[i], c, CODES, SCALES, N_SCALES, OFFSET, GROUPS, EMULATED
+                )
+                new = new + (totals[t * N + i] + unit * product,)
+        totals = new
+    store(
+        totals, add, out, matrix * out_matrix, first_row, n_tokens, rows,
+        out_token, TOKENS, GATED, REPEAT, ROWS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _activations(words, sums, block, within, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr):
+    """Of each group of the chunks at `within` the blocks: 8 words and the sum of their values."""
+    lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 4), 0), 0)
+    place = block // 16 * 256 + within // 8 * 16 + block % 16
+    x = ()
+    for group in tl.static_range(GROUPS):
+        at = tl.expand_dims((place + group * GROUP_STEP * 2) * 4, -1) + lane
+        early, late = four(tl.load(words + at)), four(tl.load(words + (at + 64)))
+        total = tl.load(sums + (block * 8 + within // 16 + group * GROUP_STEP // 16))
+        x = x + ((early, late, total),)
+    return x
+
+
+@triton.jit
+def _product(
+    x, parts, c, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
+    OFFSET: tl.constexpr, GROUPS: tl.constexpr, EMULATED: tl.constexpr,
+):  # fmt: skip
+    """A chunk's weights times its activations, float32 in units of the latter's scale."""
+    product = tl.zeros(c.shape, tl.float32)
+    for group in tl.static_range(GROUPS):
+        early, late, total = x[group]
+        codes = four(CODES(parts, c, group, True))
+        integer = total * -OFFSET
+        integer = dot4(early[0], early[1], codes[0], integer, EMULATED)
+        integer = dot4(early[2], early[3], codes[1], integer, EMULATED)
+        integer = dot4(late[0], late[1], codes[2], integer, EMULATED)
+        integer = dot4(late[2], late[3], codes[3], integer, EMULATED)
+        scales = SCALES(parts, c, group)
+        product += scales[0] * integer.to(tl.float32)
+        if N_SCALES > 1:
+            product += scales[1] * total.to(tl.float32)
+    return product
+
+
+@triton.jit
+def dot4(low, high, codes, total, EMULATED: tl.constexpr):
+    """`total` plus four uint8 codes times the int16 halves of `low` and `high`."""
+    if EMULATED:
+        total += ((low << 16) >> 16) * (codes & 255).to(tl.int32)
+        total += (low >> 16) * ((codes >> 8) & 255).to(tl.int32)
+        total += ((high << 16) >> 16) * ((codes >> 16) & 255).to(tl.int32)
+        total += (high >> 16) * (codes >> 24).to(tl.int32)
+    else:
+        total = tl.inline_asm_elementwise(
+            "{ .reg .b32 t; dp2a.lo.s32.u32 t, $1, $3, $4; dp2a.hi.s32.u32 $0, $2, $3, t; }",
+            "=r,r,r,r,r",
+            [low, high, codes, total],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    return total
