@@ -25,6 +25,7 @@ from cpu_experts.bench import CACHES, MOST
 from cpu_experts.cpu import last_cache_bytes
 from localr1 import registry, synthetic_card
 from localr1.bench import Row, machine
+from localr1.engine.device import AUTO, CUDA, room
 from localr1.errors import USAGE, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.machine import hardware
@@ -52,6 +53,7 @@ class Options:
     """What to run. Sizes in bytes; None: all that is there."""
 
     quant: str | None = None  # None: what MODEL names, or Q4_K_M
+    device: str = AUTO
     cache: str = IN_16_BITS
     vram: int | None = None
     ram: int | None = None  # for routed experts, or what a dense model keeps in RAM
@@ -86,8 +88,19 @@ def run(model: str, options: Options) -> dict[str, Any]:
     options = replace(options, quant=known[quant.lower()])
     config = _config(entry, options)
     with ProgressLine(sys.stderr) as progress:
-        found = hardware(report=progress.show, threads=options.threads)
+        found = _machine(options, progress.show)
         return measure(f"{entry.name}:{options.quant}", config, options, found, progress.show)
+
+
+def _machine(options: Options, report: Report) -> Hardware:
+    """This one, with the GPU that torch calls "cuda" if one is to be used."""
+    place = room(options.device, None, options.vram, options.threads, report)
+    if place.problem:
+        print(place.problem, file=sys.stderr)
+    if place.gpu is None and options.device == CUDA:
+        raise LocalR1Error("--device cuda has no use for --vram 0", "leave one out", USAGE)
+    found = hardware(report=report, threads=options.threads)
+    return replace(found, gpus=found.gpus[:1] if place.gpu is not None else ())
 
 
 def _config(entry: registry.ModelEntry, options: Options) -> Config:
@@ -113,9 +126,10 @@ def measure(
     found: Hardware,
     report: Report = lambda progress: None,
 ) -> dict[str, Any]:
-    """Build and measure a model of `config` on the machine `found`; see `run`."""
+    """Build and measure a model of `config` on the machine `found`, on its GPU if it has one; see
+    `run`.
+    """
     cpu_experts.set_threads(options.threads)
-    found = replace(found, gpus=found.gpus[:1])  # the one that torch calls "cuda"
     quant = options.quant or "Q4_K_M"
     stock, gpu = inventory.from_rule(config, quant), _gpu(found, options.vram)
     stock = stock.with_cache(options.cache)
@@ -175,7 +189,7 @@ def _row(
 
 def _gpu(found: Hardware, vram: int | None) -> Gpu | None:
     """The GPU to run on, as if it had `vram` bytes; None for the CPU."""
-    gpu = usable_gpu(found) if torch.cuda.is_available() and vram != 0 else None
+    gpu = usable_gpu(found)
     if gpu is None or vram is None:
         return gpu
     return replace(gpu, total=min(gpu.total, vram), free=min(gpu.free, vram - vram // 64))

@@ -14,7 +14,7 @@ from localr1.engine import choice
 from localr1.engine.engine import Engine
 from localr1.engine.load import Report
 from localr1.engine.sampler import SamplingParams
-from localr1.errors import LocalR1Error, Unsupported
+from localr1.errors import USAGE, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.models.architecture import Config
 from localr1.models.source import open_source, read_text
@@ -98,6 +98,8 @@ def load(
     "auto": ours where it covers model and machine; `progress` is called with `Progress` values.
     Raises LocalR1Error: ModelNotFound, BadFile, Unsupported, DoesNotFit.
     """
+    if threads is not None and threads < 1:
+        raise LocalR1Error(f"threads is {threads}", "1 is the least; None takes the cores", USAGE)
     return LLM(
         registry.resolve(model),
         engine,

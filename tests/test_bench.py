@@ -6,10 +6,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import cpu_experts
 import localr1
+from cpu_experts.bench import fill, filled_memory
 from localr1 import bench, bench_kernels, cli
 from localr1.errors import USAGE, LocalR1Error
 from localr1.events import Progress
@@ -112,7 +115,12 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert set(result) == {"machine", "model", "limits", "rows"}
     assert result["model"] is None
     assert result["limits"]["working_set"] == 1 << 28
-    assert {(row["format"], row["phase"]) for row in result["rows"]} >= {("Q4_K", "decode")}
+    asked = {(row["format"], row["phase"], row["tokens"]) for row in result["rows"]}
+    few = {("Q4_K", "prefill", 8)} if cpu_experts.tier() == "avx512_vnni" else set()
+    assert asked >= {("Q4_K", "decode", 1)} | few
+    for row in result["rows"]:
+        assert ("memory_share" in row) == (row["tokens"] == 8)
+    assert any("of that of memory" in text for text in card) == bool(few)
     for row in result["rows"]:
         assert set(row) >= {"format", "phase", "tokens", "threads", "value", "unit", "share"}
         assert row["value"] > 0
@@ -128,11 +136,56 @@ def test_flags_of_the_kernels() -> None:
     with pytest.raises(LocalR1Error, match="Q9_K") as error:
         bench_kernels.main("Q4_K, Q9_K", 1.0, None, as_json=True)
     assert "IQ4_XS" in error.value.hint
-    with pytest.raises(LocalR1Error, match="above 0"):
-        bench_kernels.main(None, 0.0, None, as_json=True)
-    ask = CliRunner().invoke
-    for flags in (["tiny-r1", "--kernels"], ["--formats", "Q4_K"], ["--seconds", "1"]):
-        assert ask(cli.app, ["bench", *flags], standalone_mode=False).return_value == USAGE
+    for seconds in (0.0, float("nan"), float("inf")):
+        with pytest.raises(LocalR1Error, match="above 0"):
+            bench_kernels.main(None, seconds, None, as_json=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tiny-r1 --kernels",
+        "--formats Q4_K",
+        "--seconds 1",
+        "--context 8k",
+        "--kernels --device cpu",
+        "--kernels --vram 4",
+        "--kernels --ram 4",
+        "--kernels --cache 8bit",
+        "--kernels --threads 0",
+        "--kernels --synthetic",
+        "--threads 0",
+    ],
+)
+def test_what_means_nothing_is_refused(words: str) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", *words.split()], standalone_mode=False)
+    assert done.return_value == USAGE
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") <= 2
+
+
+def test_the_kernels_take_the_setting_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALR1_THREADS", "none")
+    done = CliRunner().invoke(cli.app, ["bench", "--kernels"], standalone_mode=False)
+    assert done.return_value == USAGE and "LOCALR1_THREADS" in done.stderr
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(LocalR1Error, match="threads is 0"):
+        localr1.load(threads=0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("F32", "f4"), ("F16", "f2"), ("BF16", "u2")])
+def test_floats_are_measured_on_ordinary_numbers(name: str, kind: str) -> None:
+    """Of subnormal ones a product takes many times as long."""
+    memory = filled_memory(1 << 20, "Q4_K")
+    fill(memory, name)
+    numbers = memory.view(kind)
+    if name == "BF16":
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    numbers = numbers.astype(np.float64)
+    assert np.isfinite(numbers).all() and 0.019 < numbers.std() < 0.021
+    assert (abs(numbers) > 2.0**-24).mean() > 0.9999
+    assert not np.array_equal(memory, filled_memory(1 << 20, "Q4_K"))
 
 
 def test_a_table_older_than_the_kernels_is_refused(tmp_path: Path) -> None:

@@ -222,8 +222,14 @@ def test_a_share_above_the_limit_is_refused() -> None:
         (["deepseek-r1", "--synthetic", "--vram", "much"], USAGE),
         (["deepseek-r1", "--synthetic", "--tokens", "0"], USAGE),
         (["deepseek-r1", "--synthetic", "--quant", "IQ1_S"], UNSUPPORTED),
+        (["deepseek-r1", "--synthetic", "--threads", "0"], USAGE),
+        (["deepseek-r1", "--synthetic", "--seconds", "3"], USAGE),
+        (["deepseek-r1", "--synthetic", "--formats", "Q4_K"], USAGE),
+        (["deepseek-r1", "--synthetic", "--context", "8x"], USAGE),
+        (["deepseek-r1", "--synthetic", "--context", "1000k"], USAGE),
+        (["deepseek-r1", "--synthetic", "--device", "tpu"], USAGE),
         (["tiny-r1", "--synthetic"], UNSUPPORTED),
-        (["r1-distill-7b", "--synthetic", "--vram", "0", "--stub"], USAGE),
+        (["r1-distill-7b", "--synthetic", "--device", "cpu", "--stub"], USAGE),
         (["unheard-of", "--synthetic"], NOT_FOUND),
     ],
 )
@@ -236,3 +242,26 @@ def test_more_ram_than_there_is_is_refused(tiny: ModelConfig, machine) -> None:
     with pytest.raises(DoesNotFit) as refused:
         bench_synthetic.measure("t", tiny, replace(QUICK, ram=1 << 50), machine)
     assert refused.value.code == NO_MEMORY
+
+
+@pytest.mark.parametrize("name", ["threads", "vram", "ram", "device"])
+def test_settings_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"LOCALR1_{name.upper()}", "wrong")
+    words = ["bench", "deepseek-r1", "--synthetic"]
+    done = CliRunner().invoke(cli.app, words, standalone_mode=False)
+    assert done.return_value == USAGE and "wrong" in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ["bench", "r1-distill-7b", "--synthetic", "--device", "cuda", "--context", "8k"]
+    done = CliRunner().invoke(cli.app, words, standalone_mode=False)
+    assert done.return_value == UNSUPPORTED and "no NVIDIA GPU" in done.stderr
+
+
+def test_float_weights_are_ordinary_numbers(tiny: ModelConfig) -> None:
+    weights = SyntheticWeights(tiny, "BF16", experts_of(tiny), GIB)
+    for name in ("blk.1.ffn_gate_exps.weight", "blk.0.attn_output.weight"):
+        numbers = (weights[name].parts[0].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        assert 0.015 < numbers.std() < 0.025

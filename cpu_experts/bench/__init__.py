@@ -4,7 +4,7 @@ Decode is some MoE layers of R1's shape for one token, over experts that lie fur
 cache keeps them, in one compiled call as a token makes them: Python's code is not in the caches
 between layers, and would be a tenth of a layer's time on many cores. Its limit is reading as many
 bytes, by the number of threads that reads them fastest. Prefill is 512 tokens through one gate
-matrix; its limit is the VNNI peak.
+matrix; its limit is the VNNI peak. Between the two, 8 tokens that take the same 8 experts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from cpu_experts.bank import ExpertBank
 from cpu_experts.cpu import last_cache_bytes, tier
 from cpu_experts.formats import FLOAT, FORMATS
 from cpu_experts.matmul import matmul
+from cpu_experts.moe import moe_forward
 from cpu_experts.pool import get_threads
 from cpu_experts.tensor import QuantTensor
 from cpu_experts.token_program import Row, TokenProgram
 
 HIDDEN, INTER, SLOTS = 7168, 2048, 8  # R1's experts
 LAYERS = 8  # of a round of decode, if the memory holds twice as many
-PREFILL_TOKENS = 512
+PREFILL_TOKENS, FEW_TOKENS = 512, 8
 CACHES = 20  # a working set this many times the last cache cannot live in it
 MOST = 1.02  # a share above this means that the limit was measured badly
 
@@ -42,14 +43,39 @@ def working_set() -> int:
     return max(1 << 30, min(CACHES * last_cache_bytes(), free // 2))
 
 
-def filled_memory(n_bytes: int) -> np.ndarray:
-    """Random bytes below 56: whatever they are as a float16 scale, it is a small normal number."""
-    pattern = np.random.default_rng(0).integers(0, 56, 1 << 24, dtype=np.uint8)
+def filled_memory(n_bytes: int, name: str = "Q8_0") -> np.ndarray:
+    """New memory with ordinary numbers of the format `name`: see `fill`. uint8 `[n_bytes]`."""
     memory = np.empty(n_bytes, dtype=np.uint8)
-    for start in range(0, n_bytes, pattern.size):
+    fill(memory, name)
+    return memory
+
+
+def fill(memory: np.ndarray, name: str) -> None:
+    """Fill uint8 `memory` with ordinary numbers of the format `name`, unless they are there.
+
+    Arithmetic on subnormal numbers takes many times as long. All quantised formats share their
+    bytes.
+    """
+    pattern = _pattern(name)
+    if np.array_equal(memory[: 1 << 12], pattern[: min(1 << 12, memory.size)]):
+        return
+    for start in range(0, memory.size, pattern.size):
         part = memory[start : start + pattern.size]
         part[:] = pattern[: part.size]
-    return memory
+
+
+def _pattern(name: str) -> np.ndarray:
+    """Floats as weights are; or bytes below 56: whatever they are as a float16 scale, it is a small
+    number. uint8 `[2**24]`.
+    """
+    rng, size = np.random.default_rng(0), 1 << 24
+    if name not in ("F32", "F16", "BF16"):
+        return rng.integers(0, 56, size, dtype=np.uint8)
+    floats = rng.normal(0, 0.02, size // 4).astype(np.float32)
+    if name == "F32":
+        return floats.view(np.uint8)
+    halves = floats.astype(np.float16) if name == "F16" else floats.view(np.uint16)[1::2]
+    return np.tile(halves, 2).view(np.uint8)
 
 
 def huge_share(memory: np.ndarray) -> float:
@@ -167,14 +193,43 @@ def prefill_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]
     return _row(name, "prefill", PREFILL_TOKENS, values, limits)
 
 
+def few_tokens_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
+    """8 tokens that all take the same 8 experts, each round beside the VNNI peak and a read of as
+    many bytes. `share` is of the peak, `memory_share` of that read.
+    """
+    bank = make_bank(name, memory)
+    sets, n_bytes = bank.n_experts // SLOTS, bank.nbytes // bank.n_experts * SLOTS
+    x = np.random.default_rng(3).normal(0, 1, (FEW_TOKENS, HIDDEN)).astype(np.float32)
+    weights = np.full((FEW_TOKENS, SLOTS), 1 / SLOTS, dtype=np.float32)
+    first = np.tile(np.arange(SLOTS, dtype=np.int32), (FEW_TOKENS, 1))
+    operations = 2 * FEW_TOKENS * SLOTS * 3 * HIDDEN * INTER
+    moe_forward(x, first, weights, bank)
+    ways = ways_by_threads(memory[-min(memory.nbytes, 1 << 28) :])
+    took: list[float] = []
+    peaks: list[float] = []
+    reads: list[float] = []
+    end = time.perf_counter() + seconds
+    while not took or time.perf_counter() < end:
+        turn = len(took) % sets
+        peaks.append(vnni_operations_per_second())
+        took.append(_timed(moe_forward, x, first + SLOTS * turn, weights, bank))
+        start = (turn + sets // 2) % sets * n_bytes
+        reads.append(max(read_limit(memory[start : start + n_bytes], ways).values()))
+    row = _row(name, "prefill", FEW_TOKENS, [operations / spent for spent in took], peaks)
+    of_reads = [n_bytes / spent / read for spent, read in zip(took, reads, strict=True)]
+    return {**row, "memory_share": round(statistics.median(of_reads), 3)}
+
+
 def bench_rows(
     formats: Iterable[str], seconds: float, memory_bytes: int
 ) -> Iterator[dict[str, Any]]:
     """The rows of `bench_kernels`, one as soon as it is measured."""
-    memory = filled_memory(memory_bytes)
+    memory = np.empty(memory_bytes, dtype=np.uint8)
     for name in formats:
+        fill(memory, name)
         yield decode_row(name, memory, seconds)
         if FORMATS[name].activation != FLOAT and tier() == "avx512_vnni":
+            yield few_tokens_row(name, memory, seconds)
             yield prefill_row(name, memory, seconds)
 
 
@@ -185,7 +240,8 @@ def bench_kernels(
 
     A row: format, phase, tokens, threads, value and limit (GB/s or GOP/s, medians), unit, share of
     the limit (median of the rounds), spread (the quartiles of the share), rounds; for decode the
-    limit by threads and the share of the weights in huge pages. Prefill of a quantised format needs
-    the avx512_vnni tier. Raises ValueError where `memory_bytes` holds no 8 experts.
+    limit by threads and the share of the weights in huge pages. Prefill of a quantised format, of 8
+    tokens (with `memory_share`) and of 512, needs the avx512_vnni tier. Raises ValueError where
+    `memory_bytes` holds no 8 experts.
     """
     return list(bench_rows(formats, seconds, memory_bytes))

@@ -12,7 +12,7 @@ import statistics
 import sys
 from typing import Any
 
-from cpu_experts.bench import MOST, decode_row, filled_memory, working_set
+from cpu_experts.bench import MOST, decode_row, fill, filled_memory, working_set
 from cpu_experts.bench.pool_rows import pool_rows
 from cpu_experts.cpu import tier
 from cpu_experts.formats import FORMATS
@@ -58,6 +58,7 @@ def main() -> int:
             print(_line(row), flush=True)
     else:
         for name in names:
+            fill(memory, name)
             rows.append(decode_row(name, memory, wanted.seconds))
             print(_line(rows[-1]), flush=True)
     result = {"threads": threads, "bytes": memory.nbytes, "rows": rows}

@@ -23,6 +23,15 @@ from localr1.cli.base import (
 from localr1.errors import USAGE, LocalR1Error
 
 _SYNTHETIC = "With --synthetic"
+_OF_MACHINE = ("device", "cache", "vram", "ram", "threads")
+_TAKES = {  # what means something to each form of `bench`
+    "bench MODEL": _OF_MACHINE,
+    "bench --kernels": ("formats", "seconds", "threads"),
+    "bench --synthetic": (
+        *_OF_MACHINE, "quant", "context", "layers", "stub", "prefill", "tokens",
+    ),
+}  # fmt: skip
+_OF_ALL = ("model", "kernels", "synthetic", "as_json", "debug")
 
 
 @app.command()
@@ -47,7 +56,7 @@ def bench(
     cache: Cache = None,
     vram: Vram = None,
     ram: Ram = None,
-    context: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: tokens; 8192.")] = None,
+    context: Annotated[str | None, typer.Option(help=f"{_SYNTHETIC}: tokens; 8192, or 8k.")] = None,
     layers: Annotated[int | None, typer.Option(help=f"{_SYNTHETIC}: only so many layers.")] = None,
     stub: Annotated[
         bool, typer.Option("--stub", help=f"{_SYNTHETIC}: experts that answer at once.")
@@ -61,58 +70,63 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Measure how fast a model runs here, or the kernels; the last line is JSON."""
-    given = {
-        "quant": quant, "context": context, "layers": layers, "stub": stub or None,
-        "prefill": prefill, "tokens": tokens,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
+    flags = {
+        k: value for k, value in ctx.params.items() if value is not None and value is not False
+    }
+    if kernels and synthetic:
+        raise LocalR1Error("--kernels and --synthetic are two benches", "leave one out", USAGE)
+    form = "--kernels" if kernels else "--synthetic" if synthetic else "MODEL"
+    _refuse_meaningless(flags, f"bench {form}")
     if synthetic:
-        sizes = {"vram": _size("--vram", vram), "ram": _size("--ram", ram)}
-        given |= {name: size for name, size in sizes.items() if size is not None}
-        _bench_synthetic(model, {**given, "threads": threads, "cache": cache}, as_json, kernels)
-        return
-    if given:
-        raise LocalR1Error(f"--{next(iter(given))} goes with --synthetic", "add it", USAGE)
-    if kernels:
-        if model is not None:
-            raise LocalR1Error("--kernels needs no model", "leave out the model", USAGE)
-        from localr1 import bench_kernels
+        _bench_synthetic(model, flags)
+    elif kernels:
+        _bench_kernels(flags)
+    else:
+        from localr1 import bench as bench_module
 
-        bench_kernels.main(formats, seconds, threads, as_json)
-        return
-    if formats is not None or seconds is not None:
-        raise LocalR1Error("--formats and --seconds go with --kernels", "add --kernels", USAGE)
-    from localr1 import bench as bench_module
-
-    settings = settings_of(ctx.params)
-    names = ("device", "cache", "vram", "ram", "threads")
-    bench_module.main(settings["model"], as_json, **{name: settings[name] for name in names})
+        settings = settings_of(flags)
+        options = {name: settings[name] for name in _OF_MACHINE}
+        bench_module.main(settings["model"], as_json, **options)
 
 
-def _bench_synthetic(
-    model: str | None, given: dict[str, Any], as_json: bool, kernels: bool
-) -> None:
-    if model is None or kernels:
+def _refuse_meaningless(flags: dict[str, Any], form: str) -> None:
+    """LocalR1Error for a flag that this form of `bench` would ignore."""
+    for name in flags:
+        if name in (*_OF_ALL, *_TAKES[form]):
+            continue
+        others = " or ".join(f"`{other}`" for other, takes in _TAKES.items() if name in takes)
+        raise LocalR1Error(f"--{name} means nothing to `{form}`", f"it goes with {others}", USAGE)
+
+
+def _bench_kernels(flags: dict[str, Any]) -> None:
+    if "model" in flags:
+        raise LocalR1Error("--kernels needs no model", "leave out the model", USAGE)
+    from localr1 import bench_kernels
+    from localr1.settings import Settings
+
+    threads = Settings(flags)["threads"]
+    how = flags.get("formats"), flags.get("seconds"), threads, "as_json" in flags
+    bench_kernels.main(*how)
+
+
+def _bench_synthetic(model: str | None, flags: dict[str, Any]) -> None:
+    if model is None:
         hint = "`localr1 bench --synthetic deepseek-r1`"
-        raise LocalR1Error("--synthetic takes a known model, and no --kernels", hint, USAGE)
-    for name in ("context", "layers", "prefill", "tokens"):
-        if given.get(name, 1) < 1:
-            raise LocalR1Error(f"--{name} is {given[name]}", "1 is the least", USAGE)
+        raise LocalR1Error("--synthetic takes a known model", hint, USAGE)
+    for name in ("layers", "prefill", "tokens"):
+        if flags.get(name, 1) < 1:
+            raise LocalR1Error(f"--{name} is {flags[name]}", "1 is the least", USAGE)
     from localr1 import bench_synthetic
+    from localr1.settings import Settings
 
-    options = bench_synthetic.Options(**{**given, "cache": cache_of(given["cache"])})
-    bench_synthetic.main(model, options, as_json)
-
-
-def _size(flag: str, text: str | None) -> int | None:
-    """Bytes; a bare number is GiB."""
-    from localr1.sizes import Size
-
-    try:
-        return None if text is None else Size(text)
-    except ValueError:
-        hint = f"write {flag} 24 for GiB, or 24GB"
-        raise LocalR1Error(f"{flag} is {text!r}, which is no size", hint, USAGE) from None
+    settings = Settings({name: flags.get(name) for name in (*_OF_MACHINE, "context")})
+    names = ("quant", "layers", "stub", "prefill", "tokens")
+    given: dict[str, Any] = {name: flags[name] for name in names if name in flags}
+    if "context" in flags:  # a setting is for conversations
+        given["context"] = settings["context"]
+    given |= {name: settings[name] for name in ("device", "vram", "ram", "threads")}
+    options = bench_synthetic.Options(**given, cache=cache_of(flags.get("cache")))
+    bench_synthetic.main(model, options, "as_json" in flags)
 
 
 @app.command()

@@ -25,11 +25,9 @@ from offload.placement import Demands, Kind, Weight
 if TYPE_CHECKING:
     from localr1.models.source import Source
 
-_KV_B = "attn_kv_b.weight"
 _NEWER_LAYOUT = ("attn_k_b.weight", "attn_v_b.weight")
 # What publishers' own mixes give to everything but the routed experts, by the name's beginning.
 _MIXED_BASE = (("UD-", "Q6_K"), ("FP8", "Q8_0"), ("", "Q4_K_M"))
-_SCORES = 64 << 20  # bytes of attention scores that are held at a time (attention.py)
 
 
 @dataclass(frozen=True, slots=True)

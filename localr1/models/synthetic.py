@@ -33,7 +33,7 @@ class SyntheticWeights:
 
     `ram` bytes are for the weights named `in_ram`, which would take `routed_bytes`;
     `distinct_bytes` of them are used. All other weights would take `other_bytes`. Raises DoesNotFit
-    where one of `in_ram` is larger than `ram`.
+    where one of `in_ram` is larger than `ram`. `held_bytes` is all memory that was filled.
     """
 
     def __init__(
@@ -57,7 +57,11 @@ class SyntheticWeights:
         self._check(max(map(self._nbytes, routed), default=0))
         self.other_bytes = sum(map(self._nbytes, others))
         shared = min(self.other_bytes, max([_OTHERS, *map(self._nbytes, others)]))
-        self._routed, self._others = _filled(self.distinct_bytes, report), _filled(shared, report)
+        self.held_bytes = self.distinct_bytes + shared
+        kinds = self.formats - {"F32"}
+        kind = kinds.pop() if len(kinds) == 1 else "Q8_0"  # several: blocks, which all look alike
+        self._routed = _filled(self.distinct_bytes, kind, report)
+        self._others = _filled(shared, kind, report)
         self._place = self._places(routed, self.distinct_bytes) | self._places(others, shared)
 
     @property
@@ -103,9 +107,9 @@ class SyntheticWeights:
         return QuantTensor(kind, shape, (memory[at : at + self._nbytes(name)],))
 
 
-def _filled(n_bytes: int, report: Report) -> np.ndarray:
-    """Random bytes, written by several threads, so that they lie on all NUMA nodes."""
-    pattern, memory = filled_memory(_PIECE), np.empty(n_bytes, np.uint8)
+def _filled(n_bytes: int, kind: str, report: Report) -> np.ndarray:
+    """Random numbers of a type, written by several threads, so that they lie on all NUMA nodes."""
+    pattern, memory = filled_memory(_PIECE, kind), np.empty(n_bytes, np.uint8)
 
     def fill(start: int) -> int:
         part = memory[start : start + _PIECE]
