@@ -132,11 +132,12 @@ def _product_item(job, item, slot, scratch):
     rows, supers = load_i64(weight + 8 * N_ROWS), load_i64(weight + 8 * COLS) // 256
     row, n_tokens = item * step, load_i64(job + 8 * _N_TOKENS)
     n_rows, fill = min(step, rows - row), load_i64(job + 8 * _FILL)
+    up, up_fill = load_i64(job + 8 * _UP), load_i64(job + 8 * _UP_FILL)  # 0, as variables
     for first in range(0, n_tokens, _PASS):
         n = min(_PASS, n_tokens - first)
         acts = load_i64(job + 8 * _ACTS) + first // GROUP * supers * SUPER_BYTES
         amx.configure(load_i64(job + 8 * _CONFIG))
-        _multiply(weight, fill, 0, 0, row, n_rows, acts, n, scratch)
+        _multiply(weight, fill, up, up_fill, row, n_rows, acts, n, scratch)
         amx.release()
         for t in range(n):
             source = scratch + _SUMS + 4 * t * n_rows
@@ -248,7 +249,7 @@ def product(x: Tiles, w: QuantTensor) -> np.ndarray:
     out = np.empty((x.whole, w.rows), dtype=np.float32)
     step = _step(w.rows, _MOST_ROWS)
     where = (x.address, x.whole, step, int(out.ctypes.data))
-    fields = [_config(), w.address, filling(w.format.name), *where]
+    fields = [_config(), w.address, filling(w.format.name), *where, 0, 0]
     _start(compiled()[0], fields, -(-w.rows // step))
     return out[: x.n_tokens]
 

@@ -19,6 +19,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 import numba
+from numba.extending import register_jitable
 
 _LOCK = threading.RLock()
 _PRIVATE = "localr1-numba-"  # begins the name of a folder that only this process knows
@@ -61,21 +62,30 @@ def folder_is_shared() -> bool:
     return not Path(use_own_folder()).name.startswith(_PRIVATE)
 
 
+# Numba gives every function two more, to be called from Python and from C: a fifth of the time that
+# compiling takes.
+_ALONE: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
+
 def inner(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorates a function that only compiled code calls; `options` are numba.njit's.
 
-    Numba gives every function two more, to be called from Python and from C: a fifth of the time
-    that compiling takes. LLVM works on a function again in each that calls it, so the loops of
-    kernels are `inline="always"`: made once, not at every level. Of small functions that are called
-    in many places, inlining costs more than it saves.
+    LLVM works on a function again in each that calls it, so the loops of kernels are
+    `inline="always"`: made once, not at every level. Of small functions that are called in many
+    places, inlining costs more than it saves.
     """
-    only: dict[str, Any] = {
-        "error_model": "numpy",
-        "no_cpython_wrapper": True,
-        "no_cfunc_wrapper": True,
-    }
-    decorate = numba.njit(**only | options)
+    decorate = numba.njit(**_ALONE | options)
     return decorate if function is None else decorate(function)
+
+
+def jitable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a function that compiled code calls, and Python too, or that loops are passed."""
+    decorated: Callable[..., Any] = register_jitable(**_ALONE)(function)
+    return decorated
 
 
 @cache

@@ -11,10 +11,8 @@ block of the output summed over the experts, always in the same order.
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
 from cpu_experts.activate import swiglu
-from cpu_experts.cache import inner
+from cpu_experts.cache import inner, jitable
 from cpu_experts.kernels.streams import STREAMS
 from cpu_experts.memory import (
     atomic_add,
@@ -90,13 +88,13 @@ def _cut(runs, groups, rows, row_bytes, threads):
     return n
 
 
-@register_jitable
+@jitable
 def run_bytes(groups, inter, hidden):
     """Bytes that the runs of a job take at most."""
     return 8 * groups * (inter // _ROWS + hidden // _ROWS + 2)
 
 
-@register_jitable
+@jitable
 def block_bytes(rows):
     """Bytes of the counters of the blocks of `rows` values."""
     return 8 * ((rows + _BLOCK - 1) // _BLOCK)

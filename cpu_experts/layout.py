@@ -8,36 +8,35 @@ sign offset, once per sub-block instead of once per value. Kind FLOAT is the pla
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
+from cpu_experts.cache import jitable
 from cpu_experts.formats import FLOAT, Q8_32
 
 
-@register_jitable
+@jitable
 def padded(cols):
     """Columns of a row with its padding: zeros, so that kernels take 256 values at a time."""
     return (cols + 255) // 256 * 256
 
 
-@register_jitable
+@jitable
 def scales_offset(cols):
     """Bytes from a row's start to its float32 block scales."""
     return padded(cols)
 
 
-@register_jitable
+@jitable
 def sums32_offset(cols, block):
     """Bytes from a row's start to the int16 sums of 32 values."""
     return padded(cols) + padded(cols) // block * 4
 
 
-@register_jitable
+@jitable
 def sums16_offset(cols, block):
     """Bytes from a row's start to the int16 sums of 16 values."""
     return sums32_offset(cols, block) + padded(cols) // 32 * 2
 
 
-@register_jitable
+@jitable
 def row_stride(kind, cols):
     """Bytes of one activation row; of a quantised one a multiple of 64."""
     if kind == FLOAT:

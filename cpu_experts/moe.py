@@ -11,11 +11,10 @@ from functools import cache, partial
 
 import numpy as np
 from numba import types
-from numba.extending import register_jitable
 
 from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows, preparing
 from cpu_experts.bank import ExpertBank
-from cpu_experts.cache import c_function, entry, inner
+from cpu_experts.cache import c_function, entry, inner, jitable
 from cpu_experts.decode import MOST_PAIRS, block_bytes, few_item, plan_runs, run_bytes
 from cpu_experts.layout import row_stride
 from cpu_experts.matmul import FEW_TOKENS, check_out
@@ -167,7 +166,7 @@ def _place_few(job, few, n_pairs, inter, hidden):
     store_i64(job + 8 * PRODUCTS, floats + 4 * n_pairs * inter)
 
 
-@register_jitable
+@jitable
 def _few_bytes(n_pairs, inter, hidden):
     """Bytes that a job of few tokens needs beside the others': counters, runs, h and products."""
     if n_pairs > MOST_PAIRS:

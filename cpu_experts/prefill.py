@@ -8,10 +8,8 @@ the number of threads.
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
 from cpu_experts.activate import swiglu
-from cpu_experts.cache import inner
+from cpu_experts.cache import inner, jitable
 from cpu_experts.memory import load_f32, load_i64, prefetch, store_i64
 from cpu_experts.moe_job import (
     DOWN,
@@ -117,7 +115,7 @@ def cut_output(runs, rows, threads):
     return n
 
 
-@register_jitable
+@jitable
 def output_bytes(hidden):
     """Bytes of the runs that `cut_output` lists."""
     return 8 * (hidden // _LEAST_ROWS + 1)

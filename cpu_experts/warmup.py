@@ -8,6 +8,7 @@ by whomever.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -56,9 +57,10 @@ def warmup(
     known = [*_COMMON, *programs]
     long = [step for step in known if step in _LONG]
     short = [step for step in known if step not in _LONG]
-    # The longest first: none ends alone.
     wide = bf16_products.steps(names)
-    steps = [*long, *tiles, *wide, *small[0], *short, *small[1]]
+    # We begin with what calls kernels, helpers at the other end with kernels: what each of them has
+    # compiled on the way serves its next steps.
+    steps = [*long, *short, *reversed([*tiles, *small[0], *wide, *small[1]])]
     yield 0, len(steps)
     missing = deque(step for step in steps if not _mark(step).exists())
     helpers = _start_helpers(missing)
@@ -115,7 +117,7 @@ class _Helper:
         assert self.process.stdin and self.process.stdout
         with suppress(IndexError, OSError, ValueError):  # nothing is left, or the process has ended
             while self.process.stdout.readline():  # it is ready for a step
-                self.process.stdin.write(missing.popleft() + "\n")
+                self.process.stdin.write(missing.pop() + "\n")
                 self.process.stdin.flush()
 
 
@@ -126,6 +128,7 @@ def _start_helpers(missing: deque[str]) -> list[_Helper]:
 
 def _serve() -> None:
     """The helper's life: a line on stdout asks for a step, a line on stdin names it."""
+    gc.disable()  # a twentieth of the time, and this process does not live long
     while print(flush=True) is None and (step := sys.stdin.readline().strip()):
         _run(step)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.floats import rows_widened
 from cpu_experts.kernels.portable import rows_float
 from cpu_experts.memory import load_bf16, store_f32
 from cpu_experts.vectors import widen_bf16
 
 
-@register_jitable
+@jitable
 def unpack(w, stride, row, start, n, cols, aux, target):
     """Columns `start` to `start + n` of a row as float32 at `target`."""
     source = w + row * stride + 2 * start

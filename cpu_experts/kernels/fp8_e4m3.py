@@ -7,8 +7,8 @@ infinity. weight = scale[row / 128, col / 128] * value. `aux` is the address of 
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.floats import rows_tiled
 from cpu_experts.kernels.portable import rows_float
 from cpu_experts.memory import load_f32, load_u8, store_f32
@@ -27,7 +27,7 @@ def _value(byte: int) -> float:
 VALUES = np.array([_value(byte) for byte in range(256)], dtype=np.float32)
 
 
-@register_jitable
+@jitable
 def unpack(w, stride, row, start, n, cols, aux, target):
     """Columns `start` to `start + n` of a row as float32 at `target`."""
     source = w + row * stride + start

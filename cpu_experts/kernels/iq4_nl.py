@@ -6,8 +6,8 @@ Low nibbles are values 0-15, high ones 16-31; weight = d * CODEBOOK[code].
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import nibbles
 from cpu_experts.kernels.q8_0 import fill_block_scales
@@ -35,7 +35,7 @@ CODEBOOK = np.array(
 )
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 32 int8 values, one scale and a minimum of 0."""
     store_f32(scales, load_f16(block))
@@ -76,7 +76,7 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 code_table = bytes_constant([int(value) + 128 for value in CODEBOOK] * 4)
 
 
-@register_jitable
+@jitable
 def code_values(first, second):
     """The 64 values of two runs of 16 bytes of codes, plus 128."""
     return look_up_bytes(code_table(), nibbles(first, second))
@@ -85,7 +85,7 @@ def code_values(first, second):
 _HALVES = strided_halves(BYTES)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(blocks):
     """8 blocks: weights plus 128 as bytes, scales, and corrections that take the 128 off."""
     u0 = code_values(blocks + 2, blocks + 20)
@@ -121,7 +121,7 @@ _LOW, _DOWN = mask_bytes(15), shift_right16(4, 4, 4, 4)
 _BIG, _SMALL = tile_products(32, narrow=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     table = code_table()
@@ -135,7 +135,7 @@ def fill_panel(block, stride, panel):
     fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
 
 
-@register_jitable
+@jitable
 def fill_codes(table, codes, place):
     """One quad of values 0-15, and one of values 16-31, from their codes."""
     store(look_up_bytes(table, _LOW(codes)), place)

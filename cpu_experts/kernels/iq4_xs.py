@@ -7,8 +7,8 @@ weight = d * (scale - 32) * CODEBOOK[code]. In a sub-block's 16 bytes low nibble
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.iq4_nl import CODEBOOK, code_table, code_values, fill_codes
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.scaled import rows_scaled
@@ -37,7 +37,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 256, 136, 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 256 int8 values, 8 scales and minima of 0."""
     d = load_f16(block)
@@ -82,7 +82,7 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 _SCALES = bytes_to_floats(32)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(block):
     """256 weights plus 128 as bytes, scales, and corrections that take the 128 off."""
     u0 = code_values(block + 8, block + 24)
@@ -93,7 +93,7 @@ def unpack_vectors(block):
     return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
 
 
-@register_jitable
+@jitable
 def _unpack_scales(block):
     """The 8 scales of a block as float32."""
     low = deposit_bits(load_i32(block + 4) & 0xFFFFFFFF, 0x0F0F0F0F0F0F0F0F)
@@ -126,7 +126,7 @@ _FOUR, _TOP = mask_lanes(15), mask_lanes(0x30)
 _BIG, _SMALL = tile_products(32)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     table = code_table()

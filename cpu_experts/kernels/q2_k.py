@@ -8,9 +8,9 @@ dmin * minimum.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
 from cpu_experts.bits import move_bits, pick_bits
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.folded import dot_bytes_of, rows_folded
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import (
@@ -53,7 +53,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 256, 84, 16
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 256 int8 values, 16 scales and 16 minima."""
     d, dmin = load_f16(block + 80), load_f16(block + 82)
@@ -104,12 +104,12 @@ _TIMES = multiply16([0x0100, 0x0302] * 16)
 _MINIMA = pick_bits([None] * 4 + [4, 5, 6, 7], [4, 5, 6, 7] + [None] * 4)
 
 
-@register_jitable
+@jitable
 def _store_order(orders):
     store(_ORDER(), orders)
 
 
-@register_jitable
+@jitable
 def _unpack(block, orders):
     """256 weights times their scales as bytes; minima times 16, and minima."""
     table = _TIMES(_LOW(look_up_bytes(load_four128(block), load(orders))))
@@ -119,12 +119,12 @@ def _unpack(block, orders):
     return w0, w1, w2, w3, _MINIMA(load_twice128(block))
 
 
-@register_jitable
+@jitable
 def _add(unpacked, x, y, act, sums):
     return dot_bytes_of(unpacked, x, act), dot_bytes256(y, unpacked[4], load256(sums))
 
 
-@register_jitable
+@jitable
 def _finish(x, y, factors, total):
     """d and dmin are the last two of the block's last four float16."""
     total = fma(to_floats(x), splat_float(load_f32(factors + 8)), total)
@@ -132,7 +132,7 @@ def _finish(x, y, factors, total):
     return subtract_product(minima, splat_float(load_f32(factors + 12)), total)
 
 
-@register_jitable
+@jitable
 def _make_sums(sums16, out):
     split_words(sums16, out)
 
@@ -167,7 +167,7 @@ _NIBBLE, _BY8, _BY16, _BY24 = mask_bytes(15), *(shift_right32(n) for n in (8, 16
 _BIG, _SMALL = tile_products(16, words=True, minima=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for part in range(4):
@@ -192,7 +192,7 @@ def fill_panel(block, stride, panel):
     fill_pairs(_NIBBLE(_DOWN4(d)), panel + PANEL_MINIMA + 384)
 
 
-@register_jitable
+@jitable
 def _fill_four(pairs, place):
     """One quad of the four runs of 32 values that share bytes."""
     store(_PAIR(pairs), place)
@@ -201,7 +201,7 @@ def _fill_four(pairs, place):
     store(_PAIR(_DOWN6(pairs)), place + 1536)
 
 
-@register_jitable
+@jitable
 def _fill_scales(packed, panel):
     """Four scales of every row as integers."""
     store(_WORD_LOW(packed), panel + PANEL_SCALES)

@@ -8,10 +8,9 @@ weight = d * (scale - 32) * q.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
 from cpu_experts.bits import pick_bits
-from cpu_experts.cache import inner
+from cpu_experts.cache import inner, jitable
 from cpu_experts.kernels.folded import dot_bytes_of, rows_folded
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_FACTORS, PANEL_SCALES, quads, tile_products
@@ -54,7 +53,7 @@ def scale_of(packed, s):
     return (low | high << 4) - 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 256 int8 values, 16 scales and minima of 0."""
     d = load_f16(block + 108)
@@ -113,12 +112,12 @@ _ORDER = bytes_constant([v for lane in range(4) for s in (lane, 4 + lane) for v 
 _MINUS127 = words_constant256([-127] * 16)
 
 
-@register_jitable
+@jitable
 def _store_order(orders):
     store(_ORDER(), orders)
 
 
-@register_jitable
+@jitable
 def _unpack(block, orders):
     """256 weights times their scales plus 127, as bytes."""
     high, order = load_twice256(block), load(orders)
@@ -133,7 +132,7 @@ def _unpack(block, orders):
     return w0, w1, w2, w3
 
 
-@register_jitable
+@jitable
 def _unpack_scales(packed):
     """The 12 bytes of 6-bit scales as 8 bytes and 8 more."""
     low, high = load_i64(packed), load_i32(packed + 8) & 0xFFFFFFFF
@@ -144,18 +143,18 @@ def _unpack_scales(packed):
     return (low & low_mask) | first << 4, (low >> 4 & low_mask) | second << 4
 
 
-@register_jitable
+@jitable
 def _add(unpacked, x, y, act, sums):
     return dot_bytes_of(unpacked, add_words(x, widen_words(load256(sums))), act), y
 
 
-@register_jitable
+@jitable
 def _finish(x, y, factors, total):
     """d is the last of the block's last four float16."""
     return fma(to_floats(x), splat_float(load_f32(factors + 12)), total)
 
 
-@register_jitable
+@jitable
 def _make_sums(sums16, out):
     """-127 times the sums, as 8 int32: what the tables' 127 adds."""
     store256(multiply_add16(_MINUS127(), load256(sums16)), out)
@@ -195,7 +194,7 @@ _LESS32 = lanes_constant([-32] * 16)
 _BIG, _SMALL = tile_products(16, words=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for half in range(2):
@@ -218,7 +217,7 @@ def fill_panel(block, stride, panel):
     _fill_four(or_(_LOW(_DOWN4(b)), _TOP(_DOWN2(c))), panel + PANEL_SCALES + 768)
 
 
-@register_jitable
+@jitable
 def _fill_eight(high, first, second, place):
     """One quad of the eight runs of 32 values."""
     store(or_(_PAIR(first), _THIRD(_UP2(high))), place)
@@ -231,7 +230,7 @@ def _fill_eight(high, first, second, place):
     store(or_(_PAIR(_DOWN6(second)), _THIRD(_DOWN5(high))), place + 3584)
 
 
-@register_jitable
+@jitable
 def _fill_four(packed, place):
     """Four scales of every row, 32 taken off, as int16 in the low half of a lane."""
     store(_WORD(add_words(_BYTE(packed), _LESS32())), place)

@@ -5,9 +5,8 @@ weight = d * (q - 8).
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
 from cpu_experts.bits import move_bits
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q8_0 import fill_block_scales
 from cpu_experts.kernels.scaled import rows_scaled
@@ -27,7 +26,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 32, 18, 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 32 int8 values, one scale and a minimum of 0."""
     store_f32(scales, load_f16(block))
@@ -68,7 +67,7 @@ _NIBBLES = move_bits(0, 4, 0, 4, mask=15)  # 16 bytes twice: low nibbles, then h
 _LOW = mask_bytes(15)
 
 
-@register_jitable
+@jitable
 def nibbles(first, second):
     """The 32 + 32 values of two runs of 16 bytes."""
     return _NIBBLES(load_doubled16(first, second))
@@ -77,7 +76,7 @@ def nibbles(first, second):
 _HALVES = strided_halves(BYTES)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(blocks):
     """8 blocks: weights plus 8 as bytes, scales, and corrections that take the 8 off."""
     u0 = nibbles(blocks + 2, blocks + 20)
@@ -113,7 +112,7 @@ _DOWN = shift_right16(4, 4, 4, 4)
 _BIG, _SMALL = tile_products(32, narrow=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for s in range(8):
@@ -126,7 +125,7 @@ def fill_panel(block, stride, panel):
     fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
 
 
-@register_jitable
+@jitable
 def fill_nibbles(both, place):
     """One quad of values 0-15, and one of values 16-31."""
     store(_LOW(both), place)

@@ -6,8 +6,8 @@ Low nibbles are values 0-15, high ones 16-31; weight = d * q + m.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import fill_nibbles, nibbles
 from cpu_experts.kernels.q8_0 import fill_block_scales
@@ -27,7 +27,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 32, 20, 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 32 int8 values, one scale and one minimum (-m)."""
     store_f32(scales, load_f16(block))
@@ -68,7 +68,7 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 _PAIRS = strided_pairs(BYTES)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(blocks):
     """8 blocks: bytes, scales, and the minima as corrections."""
     u0 = nibbles(blocks + 4, blocks + 24)
@@ -104,7 +104,7 @@ _BY16 = shift_right32(16)
 _BIG, _SMALL = tile_products(32, minima=True, narrow=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for s in range(8):
@@ -118,7 +118,7 @@ def fill_panel(block, stride, panel):
     fill_block_minima(BYTES, block, stride, panel + PANEL_MINIMA)
 
 
-@register_jitable
+@jitable
 def fill_block_minima(n_bytes, block, stride, target):
     """The second float16 of each of 8 blocks, of every row, negative: the tile takes minima off."""
     for s in range(8):

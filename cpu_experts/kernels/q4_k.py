@@ -8,10 +8,9 @@ minimum.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
 from cpu_experts.bits import move_bits
-from cpu_experts.cache import inner
+from cpu_experts.cache import inner, jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import (
     PANEL_FACTORS,
@@ -58,7 +57,7 @@ def scale_and_minimum(packed, s):
     return scale, both >> 4 | load_u8(packed + s) >> 6 << 4
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 256 int8 values, 8 scales and 8 minima."""
     d, dmin = load_f16(block), load_f16(block + 2)
@@ -109,7 +108,7 @@ _SCALES0, _SCALES1, _SCALES2, _SCALES3 = _SCALES
 _MINIMA = bytes_constant([v for i in range(8) for v in (i, 128, i, 128)] * 2)
 
 
-@register_jitable
+@jitable
 def store_orders(orders):
     """The byte orders that `unpack_scales` uses."""
     store(_SCALES0(), orders)
@@ -119,7 +118,7 @@ def store_orders(orders):
     store(_MINIMA(), orders + 256)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-15, scales and minima spread to where they are used."""
     u0, u1 = _NIBBLES(load_twice256(block + 16)), _NIBBLES(load_twice256(block + 48))
@@ -128,7 +127,7 @@ def unpack_vectors(block, orders):
     return u0, u1, u2, u3, s0, s1, s2, s3, minima, D(block), D_MINIMA(block)
 
 
-@register_jitable
+@jitable
 def unpack_scales(packed, orders):
     """The 12 bytes of scales and minima: four vectors of scales, 16 int16 of minima."""
     ab = load_i64(packed)
@@ -180,7 +179,7 @@ _MIDDLE = 8
 _BIG, _SMALL = tile_products(32, words=True, minima=True, centred=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for i in range(8):
@@ -193,14 +192,14 @@ def fill_panel(block, stride, panel):
     _fill_scales(block, stride, panel)
 
 
-@register_jitable
+@jitable
 def _fill_two(both, place):
     """One quad of two sub-blocks."""
     store(_LOW(both), place)
     store(_LOW(_DOWN(both)), place + 512)
 
 
-@register_jitable
+@jitable
 def _fill_scales(block, stride, panel):
     """Integer scales, and minima less the middle: dmin * minimum - d * scale * middle."""
     heads, scales, more_scales, minima, more_minima = quads_of_scales(block, stride)
@@ -211,7 +210,7 @@ def _fill_scales(block, stride, panel):
     store_floats(d, panel + PANEL_FACTORS)
 
 
-@register_jitable
+@jitable
 def _fill_four(scales, minima, d_minima, d_middle, panel):
     """Four bytes of every row as scales and minima of four sub-blocks."""
     _fill_one(_BYTE(scales), _BYTE(minima), d_minima, d_middle, panel)
@@ -220,14 +219,14 @@ def _fill_four(scales, minima, d_minima, d_middle, panel):
     _fill_one(_BY24(scales), _BY24(minima), d_minima, d_middle, panel + 192)
 
 
-@register_jitable
+@jitable
 def _fill_one(scale, minimum, d_minima, d_middle, panel):
     store(scale, panel + PANEL_SCALES)
     middle = multiply(to_floats(scale), d_middle)
     store_floats(fma(to_floats(minimum), d_minima, middle), panel + PANEL_MINIMA)
 
 
-@register_jitable
+@jitable
 def quads_of_scales(block, stride):
     """The dword of d and dmin, and of scales and minima 0-3 and 4-7: a row per lane.
 

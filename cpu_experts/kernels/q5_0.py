@@ -6,8 +6,8 @@ weight = d * (q - 16); value i has bit i of the high word.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_0 import nibbles
 from cpu_experts.kernels.q8_0 import fill_block_scales
@@ -32,7 +32,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 32, 22, 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 32 int8 values, one scale and a minimum of 0."""
     store_f32(scales, load_f16(block))
@@ -73,7 +73,7 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 _FIFTH = set_where(16)
 
 
-@register_jitable
+@jitable
 def values_of_5_bits(first, second):
     """The 64 values of two blocks, from their nibbles and the high words before them."""
     bits = (load_i32(first - 4) & 0xFFFFFFFF) | np.int64(load_i32(second - 4)) << 32
@@ -83,7 +83,7 @@ def values_of_5_bits(first, second):
 _HALVES = strided_halves(BYTES)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(blocks):
     """8 blocks: weights plus 16 as bytes, scales, and corrections that take the 16 off."""
     u0 = values_of_5_bits(blocks + 6, blocks + 28)
@@ -121,7 +121,7 @@ fifth_bits = lanes_constant([sum((i >> k & 1) << (8 * k + 4) for k in range(4)) 
 _BIG, _SMALL = tile_products(32, narrow=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     table = fifth_bits()
@@ -137,7 +137,7 @@ def fill_panel(block, stride, panel):
     fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
 
 
-@register_jitable
+@jitable
 def fill_5_bits(table, high, first, both, place):
     """Two quads of values, whose fifth bits start at bits `first` and `first` + 16 of `high`."""
     # The table is looked up with the low 4 bits of each lane.

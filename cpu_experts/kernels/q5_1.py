@@ -5,8 +5,7 @@ weight = d * q + m; value i has bit i of the high word.
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_1 import fill_block_minima
 from cpu_experts.kernels.q5_0 import fifth_bits, fill_5_bits, values_of_5_bits
@@ -20,7 +19,7 @@ from cpu_experts.row_vectors import even_floats, odd_floats, strided_pairs
 BLOCK, BYTES, SUB = 32, 24, 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 32 int8 values, one scale and one minimum (-m)."""
     store_f32(scales, load_f16(block))
@@ -62,7 +61,7 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 _PAIRS = strided_pairs(BYTES)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(blocks):
     """8 blocks: bytes, scales, and the minima as corrections."""
     u0 = values_of_5_bits(blocks + 8, blocks + 32)
@@ -96,7 +95,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 _BIG, _SMALL = tile_products(32, minima=True, narrow=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     table = fifth_bits()

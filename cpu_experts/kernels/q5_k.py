@@ -7,9 +7,9 @@ i belongs to value i of sub-block s), 128 bytes of nibbles. weight = d * scale *
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
 from cpu_experts.bits import move_bits
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_k import (
     D_MINIMA,
@@ -47,7 +47,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 256, 176, 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 256 int8 values, 8 scales and 8 minima."""
     d, dmin = load_f16(block), load_f16(block + 2)
@@ -94,7 +94,7 @@ _HIGH0, _HIGH1 = move_bits(-4, -4, -3, -3, mask=16), move_bits(-2, -2, -1, -1, m
 _HIGH2, _HIGH3 = move_bits(0, 0, 1, 1, mask=16), move_bits(2, 2, 3, 3, mask=16)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-31, scales and minima spread to where they are used."""
     high, q = load_twice256(block + 16), block + 48
@@ -137,7 +137,7 @@ _BY8, _BY16, _BY24 = (shift_right32(count) for count in (8, 16, 24))
 _BIG, _SMALL = tile_products(32, minima=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for half in range(2):
@@ -153,7 +153,7 @@ def fill_panel(block, stride, panel):
     _fill_scales(block, stride, panel)
 
 
-@register_jitable
+@jitable
 def _fill_eight(high, first, second, third, fourth, place):
     """One quad of eight sub-blocks."""
     store(or_(_LOW(first), _FIFTH(_UP4(high))), place)
@@ -166,7 +166,7 @@ def _fill_eight(high, first, second, third, fourth, place):
     store(or_(_LOW(_DOWN(fourth)), _FIFTH(_DOWN3(high))), place + 3584)
 
 
-@register_jitable
+@jitable
 def _fill_scales(block, stride, panel):
     """Scales as float32, minima as pairs of int16 with a factor."""
     heads, scales, more_scales, minima, more_minima = quads_of_scales(block, stride)
@@ -178,7 +178,7 @@ def _fill_scales(block, stride, panel):
     store_floats(halves_to_floats(_BY16(heads)), panel + PANEL_FACTORS + 64)
 
 
-@register_jitable
+@jitable
 def _fill_four(packed, factor, target):
     """Four bytes of every row as four vectors of scales."""
     store_floats(multiply(to_floats(_BYTE(packed)), factor), target)

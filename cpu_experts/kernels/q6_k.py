@@ -9,9 +9,9 @@ weight = d * scale * (q - 32).
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
 from cpu_experts.bits import move_bits
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
@@ -44,7 +44,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 256, 210, 16
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 256 int8 values, 16 scales and minima of 0."""
     d = load_f16(block + 208)
@@ -93,7 +93,7 @@ _UPPER = move_bits(4, 4, 4, 4, mask=15)
 _TIMES32, _WORD = shift_left16_256(5), mask_lanes(0xFFFF)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-63 (32 too much), scales spread to where they are used."""
     low, high = load(block), load_twice256(block + 128)
@@ -136,7 +136,7 @@ _BYTE0, _BYTE1, _BYTE2, _BYTE3 = (signed_byte(i) for i in range(4))
 _BIG, _SMALL = tile_products(16)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for part in range(4):
@@ -158,7 +158,7 @@ def fill_panel(block, stride, panel):
     _fill_scales(scales[3], d, panel + PANEL_SCALES + 768)
 
 
-@register_jitable
+@jitable
 def _fill_four(first, second, high, place):
     """One quad of the four runs of 32 values that share bytes."""
     store(or_(_LOW(first), _HIGH(_BY4(high))), place)
@@ -167,7 +167,7 @@ def _fill_four(first, second, high, place):
     store(or_(_LOW(_DOWN(second)), _HIGH(_DOWN2(high))), place + 1536)
 
 
-@register_jitable
+@jitable
 def _fill_scales(packed, d, place):
     """Four int8 scales of every row."""
     store_floats(multiply(to_floats(_BYTE0(packed)), d), place)

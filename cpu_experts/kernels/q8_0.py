@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
+from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
@@ -23,7 +22,7 @@ from cpu_experts.vectors import (
 BLOCK, BYTES, SUB = 32, 34, 32
 
 
-@register_jitable
+@jitable
 def unpack(block, values, scales, minima):
     """The block as 32 int8 values, one scale and a minimum of 0."""
     store_f32(scales, load_f16(block))
@@ -63,7 +62,7 @@ _UNSIGNED = flip_bytes(128)
 _HALVES = strided_halves(BYTES)
 
 
-@register_jitable
+@jitable
 def unpack_vectors(blocks):
     """8 blocks: weights plus 128 as bytes, scales, and corrections that take the 128 off."""
     u0 = _UNSIGNED(load_halves(blocks + 2, blocks + 36))
@@ -97,7 +96,7 @@ def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, ou
 _BIG, _SMALL = tile_products(32, narrow=True)
 
 
-@register_jitable
+@jitable
 def fill_panel(block, stride, panel):
     """A superblock of 16 rows as a panel (tiles.py)."""
     for piece in range(16):
@@ -111,7 +110,7 @@ def fill_panel(block, stride, panel):
     fill_block_scales(BYTES, block, stride, panel + PANEL_SCALES)
 
 
-@register_jitable
+@jitable
 def fill_block_scales(n_bytes, block, stride, target):
     """The float16 at the start of each of 8 blocks, of every row."""
     for s in range(8):

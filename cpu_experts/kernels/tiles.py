@@ -15,9 +15,8 @@ many tokens four superblocks of 256 rows.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
-from cpu_experts.cache import inner
+from cpu_experts.cache import inner, jitable
 from cpu_experts.kernels.tile_code import (
     BIG,
     PACKED_BYTES,
@@ -61,7 +60,7 @@ _PAIR01, _PAIR23 = (
 )
 
 
-@register_jitable
+@jitable
 def fill_pairs(packed, target):
     """Minima of a panel: four bytes of every row as two vectors of int16 pairs."""
     store(look_up_bytes(packed, _PAIR01()), target)

@@ -9,9 +9,7 @@ offset comes back as a correction through the activation's sums.
 
 from __future__ import annotations
 
-from numba.extending import register_jitable
-
-from cpu_experts.cache import inner
+from cpu_experts.cache import inner, jitable
 from cpu_experts.kernels.streams import (
     SCRATCH,
     STEP,
@@ -66,7 +64,7 @@ def unknown_place(tmp):
     return atomic_load(tmp)
 
 
-@register_jitable
+@jitable
 def store_orders(orders):
     """The lane orders that `spread_scales` uses: a scale for each 4 lanes."""
     store(_SIXTEENTHS0(), orders)
@@ -75,7 +73,7 @@ def store_orders(orders):
     store(_SIXTEENTHS3(), orders + 192)
 
 
-@register_jitable
+@jitable
 def spread_scales(scales, orders):
     """16 scales, one per lane, as the four vectors that meet the dot products."""
     return (
@@ -86,7 +84,7 @@ def spread_scales(scales, orders):
     )
 
 
-@register_jitable
+@jitable
 def _dot_products(unpacked, q):
     """The dot products of four registers, times the scales of their sub-blocks: 16 sums."""
     u0, u1, u2, u3, s0, s1, s2, s3 = unpacked[:8]
@@ -97,7 +95,7 @@ def _dot_products(unpacked, q):
     return add_words(even, odd)
 
 
-@register_jitable
+@jitable
 def dot_minima(unpacked, act, b, scales, sums16, total):
     """Add a superblock with minima against superblock b of one activation to 16 partial sums."""
     minima, d, d_minima = unpacked[8:]
@@ -107,7 +105,7 @@ def dot_minima(unpacked, act, b, scales, sums16, total):
     return fma(both, splat_float(load_f32(act + scales + 4 * b)), total)
 
 
-@register_jitable
+@jitable
 def dot_offsets(unpacked, act, b, scales, sums16, total):
     """The same for a superblock whose unsigned weights are too big by `offsets` in all."""
     offsets, d = unpacked[8:]
