@@ -23,7 +23,7 @@ import cpu_experts
 from cpu_experts.bandwidth import read_limit, vnni_operations_per_second, ways_by_threads
 from cpu_experts.bench import CACHES, MOST
 from cpu_experts.cpu import last_cache_bytes
-from localr1 import registry, synthetic_card
+from localr1 import ram_peak, registry, synthetic_card
 from localr1.bench import Row, machine
 from localr1.engine.device import AUTO, CUDA, room
 from localr1.errors import USAGE, LocalR1Error, Unsupported
@@ -39,13 +39,14 @@ from localr1.progress import ProgressLine
 from localr1.synthetic_plan import InRam, in_ram, planned, projections, traffic
 from localr1.synthetic_run import WARM, SyntheticRun, asked
 from offload.hardware import Gpu, Hardware
-from offload.placement import Placement
+from offload.placement import Kind, Placement
 from offload.planner import usable_gpu
 from offload.predict import DEPTH
 
 Report = Callable[[Progress], None]
 
 _ROUNDS = 3
+_WEIGHTS = {kind.value for kind in Kind} - {Kind.ROUTER.value}  # norms are there as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ def measure(
     if options.stub and not asked(config, kept.names, gpu is not None):
         hint = "leave out --stub, or ask for less --vram"
         raise LocalR1Error("no layer of this asks the CPU for experts or FFNs", hint, USAGE)
+    ram_peak.forget()
     subject = SyntheticRun(
         config, quant, options.context, kept.names, options.ram, gpu is not None, options.cache,
         report,
@@ -169,7 +171,7 @@ def measure(
             "distinct_bytes": subject.weights.distinct_bytes,
         },
         "limits": limits,
-        "plan": _plan_facts(placed, subject, found),
+        "plan": _plan_facts(placed, subject, found, options.stub),
         "projections": cards,
         "rows": [asdict(_row(name, "load", 0, seconds, "s")) for name, seconds in loads]
         + [asdict(row) for row in rows],
@@ -253,29 +255,46 @@ def _decode(
     tokens, on_gpu = options.tokens, limits["vram_bandwidth"] is not None
     apart = bool(subject.banks) and not options.stub
     experts = subject.experts_seconds(tokens) if apart else 0.0
-    seconds, alone = subject.decode_seconds(tokens, options.stub)
-    total = alone if options.stub else seconds
+    times = subject.decode_seconds(tokens, options.stub)
+    total = times.without if options.stub else times.whole
     share = 1 / total / limits["decode"] if limits["applies"] else None
     rows = [_row("decode", "decode", tokens, 1 / total, "tokens/s", share)]
-    others = f"GPU, no {title.removeprefix('routed ')}" if on_gpu else f"all but {title}"
-    parts = {"a token": total} | ({others: alone} if subject.banks else {})
+    parts = {"a token": total}
+    if subject.banks and on_gpu:
+        parts[f"GPU, no {title.removeprefix('routed ')}"] = times.silent
+        parts["hand-offs"] = max(times.without - times.silent, 0.0)
+    elif subject.banks:
+        parts[f"all but {title}"] = times.without
     if apart:
         speed = limits["routed_bytes_per_token"] / total / 1e9
         rows.append(_row(title, "decode", tokens, speed, "GB/s"))
-        parts |= {f"{title} alone": experts, "waiting, the rest": total - alone - experts}
+        rest = total - times.without - experts
+        parts |= {f"{title} alone": experts, "waiting, the rest": max(rest, 0.0)}
+        parts["side by side"] = max(-rest, 0.0)  # of the parts: counted in two of them
     return rows + [_row(name, "decode", tokens, 1e3 * part, "ms") for name, part in parts.items()]
 
 
-def _plan_facts(placed: Placement, subject: SyntheticRun, found: Hardware) -> dict[str, Any]:
-    """What the plan said, beside what the driver says was taken. Bytes; the margin is apart."""
+def _plan_facts(
+    placed: Placement, subject: SyntheticRun, found: Hardware, stub: bool
+) -> dict[str, Any]:
+    """What the plan said, beside what was taken: of VRAM by the driver, of RAM by the system at the
+    peak. Bytes; the margin is apart. `ram` is the whole model's, `ram_held` that of the weights
+    which are really there. The plan knows no `stub`, so its decode is None then.
+    """
     margin = sum(item.nbytes for item in placed.gpu if item.name == "margin")
     before = usable_gpu(found)
     taken = before.free - subject.vram_free if before and subject.vram_free is not None else None
+    beside = [item for item in placed.ram if item.name not in _WEIGHTS and item.name != "margin"]
     return {
         "vram": placed.gpu_bytes - margin,
         "vram_margin": margin,
         "vram_measured": taken,
-        "decode": placed.prediction.decode_tps,
+        "ram": placed.ram_bytes,
+        "ram_total": found.ram_total,
+        "ram_held": sum(item.nbytes for item in beside) + subject.weights.held_bytes,
+        "ram_measured": ram_peak.peak(),
+        "ram_parts": ram_peak.now(),
+        "decode": None if stub else placed.prediction.decode_tps,
         "decode_depth": DEPTH,
         "prefill": placed.prediction.prefill_tps,
     }

@@ -18,7 +18,7 @@ def card(result: dict[str, Any]) -> str:
 
 def _head(result: dict[str, Any]) -> list[str]:
     host, run, limits = result["machine"], result["synthetic"], result["limits"]
-    gpu = host["gpu"]["name"] if host["gpu"] else "no GPU that the kernels are for"
+    gpu = host["gpu"]["name"] if host["gpu"] else "on the CPU"
     distinct, routed = run["distinct_bytes"] / _GIB, run["routed_bytes"] / _GIB
     what = run["in_ram"]
     again = "all distinct" if distinct == routed else "the rest uses the same memory again"
@@ -43,24 +43,47 @@ def _head(result: dict[str, Any]) -> list[str]:
 
 
 def _plan(result: dict[str, Any]) -> list[str]:
-    plan = result["plan"]
-    speed = f"{plan['decode']:.2f} tokens/s behind {plan['decode_depth']:,} tokens"
-    if plan["vram_measured"] is None:
-        return ["", f"  the plan said  {speed}"]
-    return [
-        "",
-        f"  the plan said  {speed}, {plan['vram'] / _GIB:.2f} GiB of VRAM and "
-        f"{plan['vram_margin'] / _GIB:.2f} of margin",
-        f"  VRAM taken     {plan['vram_measured'] / _GIB:.2f} GiB, by the driver",
-    ]
+    plan, lines = result["plan"], [""]
+    if plan["decode"] is not None:
+        speed = f"{plan['decode']:.2f} tokens/s behind {plan['decode_depth']:,} tokens"
+        lines.append(f"  the plan said  {speed}")
+    if plan["vram_measured"] is not None:
+        lines.append(
+            f"  VRAM taken     {_gib(plan['vram_measured'])}, by the driver; planned "
+            f"{_gib(plan['vram'])} and {_gib(plan['vram_margin'])} of margin"
+        )
+    if plan["ram_measured"] is not None:
+        lines.append(
+            f"  RAM taken      {_gib(plan['ram_measured'])} at most; planned for what is held here "
+            f"{_gib(plan['ram_held'])}"
+        )
+    lines.append(f"  RAM needed     {_gib(plan['ram'])}{_lack(plan['ram'], plan)}")
+    return lines
+
+
+def _lack(nbytes: int, plan: dict[str, Any]) -> str:
+    """What is to be said where this machine has less RAM."""
+    if nbytes <= plan["ram_total"]:
+        return ""
+    return f", and this machine has {_gib(plan['ram_total'])}: the model does not fit it"
+
+
+def _gib(nbytes: float) -> str:
+    return f"{nbytes / _GIB:.2f} GiB"
 
 
 def _projections(result: dict[str, Any]) -> list[str]:
-    rows = result["projections"]
+    rows, depth = result["projections"], result["plan"]["decode_depth"]
     if not rows:
         return []
-    lines = ["", "  limits of cards that are not here, with this RAM: projections, not measured"]
+    lines = [
+        "",
+        "  projected, not measured: other cards, with this RAM's bandwidth and all the RAM needed",
+    ]
     for row in rows:
-        room = "" if row["fits"] else ", where this context does not fit"
-        lines.append(f"  {row['card']:<24}{row['decode_limit']:>12,.2f} tokens/s{room}")
+        room = "" if row["fits"] else "; VRAM does not hold this context"
+        lines.append(
+            f"  {row['card']:<12}limit {row['decode_limit']:.2f} tokens/s; the plan expects "
+            f"{row['decode']:.2f} behind {depth:,} tokens; {_gib(row['ram'])} of RAM{room}"
+        )
     return lines

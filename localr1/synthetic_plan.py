@@ -119,7 +119,11 @@ def traffic(stock: Inventory, kept: InRam, depth: int, stub: bool = False) -> Tr
 def projections(
     stock: Inventory, found: Hardware, context: int, depth: int, ram_bandwidth: float
 ) -> Iterator[dict[str, Any]]:
-    """Limits of decode on cards that are not here, with this machine's RAM."""
+    """Decode on cards that are not here, with RAM as fast as this machine's, and the RAM that the
+    model needs beside them, which this machine need not have: the limit behind `depth` tokens, and
+    what the plan expects behind DEPTH of them.
+    """
+    found = replace(found, ram_bandwidth=ram_bandwidth)
     for name, bandwidth in _CARDS.items():
         card = on_paper(vram=24 * _GIB, ram=1 << 50, vram_bandwidth=bandwidth).gpus[0]
         roomy = replace(card, free=1 << 50)
@@ -129,4 +133,10 @@ def projections(
             placed, fits = planned(stock, roomy, found, context), False
         read = traffic(stock, in_ram(stock, placed, True), depth)
         seconds = read.seconds(ram_bandwidth, bandwidth)
-        yield {"card": name, "decode_limit": 1 / seconds, "fits": fits}
+        yield {
+            "card": name,
+            "decode_limit": 1 / seconds,
+            "decode": placed.prediction.decode_tps,
+            "ram": placed.ram_bytes,
+            "fits": fits,
+        }

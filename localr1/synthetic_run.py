@@ -1,8 +1,7 @@
 """A model of random weights at work, on GPU and CPU or on the CPU alone: the times it takes.
 
-Built and run by the engine's own parts. Only the choice of experts is replaced, by a random one for
-every layer and token: a router of random weights would often choose the same. Not here: what the
-times mean (bench_synthetic.py).
+Built and run by the engine's own parts. Only the choice of experts is replaced
+(synthetic_choice.py). Not here: what the times mean (bench_synthetic.py).
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 import cpu_experts
 from cpu_experts import ExpertBank
+from cpu_experts.token_program import GROUPED, LATENT, Row, TokenProgram
 from localr1.engine import halves
-from localr1.engine.cpu_graph import CpuGraph
 from localr1.engine.runner import SUPER_CHUNK
 from localr1.errors import DoesNotFit
 from localr1.events import Progress
@@ -29,13 +28,12 @@ from localr1.models.cache_layout import IN_16_BITS
 from localr1.models.config import ModelConfig
 from localr1.models.deepseek import ffn_bank
 from localr1.models.kv_cache import KVCache
-from localr1.models.parts import Experts, Routed
 from localr1.models.synthetic import SyntheticWeights
 from localr1.models.transformer import Transformer
+from localr1.synthetic_choice import Choices, Chosen, ChosenToken
 from offload.memory import available_bytes
 
 if TYPE_CHECKING:
-    from localr1.engine.graph import DecodeGraph
     from localr1.models.gpu import GpuParts
 
 Report = Callable[[Progress], None]
@@ -46,50 +44,12 @@ WARM = 3  # tokens before those that count
 _LONG = 16_384  # tokens of a prompt beyond which a first round weighs little
 
 
-class Choices:
-    """Random ids of experts for each layer, at addresses that stay: a graph reads them there."""
+class TokenSeconds(NamedTuple):
+    """What a token takes. A part that was not measured takes 0."""
 
-    def __init__(self, config: Config, device: torch.device | str) -> None:
-        self.n_layers, self.device = config.n_layers, device
-        self.n_experts, self.top_k = 1, 1  # a dense FFN is the only expert of its layer
-        if isinstance(config, ModelConfig):
-            self.n_experts, self.top_k = config.n_routed_experts, config.n_experts_per_tok
-        self._rng = np.random.default_rng(0)
-        self._tables: dict[int, torch.Tensor] = {}
-
-    def random(self, n_tokens: int) -> torch.Tensor:
-        """int32 `[layers, T, k]` in RAM, no expert twice for a token."""
-        shape = n_tokens, self.n_experts
-        layers = [
-            self._rng.random(shape, np.float32).argpartition(self.top_k - 1, axis=1)
-            for _ in range(self.n_layers)
-        ]
-        ids = np.stack([layer[:, : self.top_k] for layer in layers])
-        return torch.from_numpy(ids.astype(np.int32))
-
-    def draw(self, n_tokens: int = 1, stub: bool = False) -> None:
-        """New experts for the next `n_tokens` tokens; with `stub` none, so that nothing is read."""
-        ids = self.random(n_tokens)
-        if stub:
-            ids.fill_(-1)
-        if n_tokens in self._tables:
-            self._tables[n_tokens].copy_(ids)
-        else:
-            self._tables[n_tokens] = ids.to(self.device)
-
-    def of(self, layer: int, n_tokens: int) -> torch.Tensor:
-        """What was drawn last for so many tokens, int32 `[T, k]`."""
-        return self._tables[n_tokens][layer]
-
-
-class _Chosen:
-    """A layer's experts, or its FFN in RAM, with the choice made by `Choices`."""
-
-    def __init__(self, experts: Experts, choices: Choices, layer: int) -> None:
-        self.experts, self.choices, self.layer = experts, choices, layer
-
-    def start(self, normed: Any, ids: torch.Tensor, weights: torch.Tensor) -> Routed:
-        return self.experts.start(normed, self.choices.of(self.layer, len(ids)), weights)
+    whole: float
+    without: float  # experts; a GPU asks for them, and is answered at once
+    silent: float  # the same where nobody is asked
 
 
 class SyntheticRun:
@@ -118,7 +78,8 @@ class SyntheticRun:
         with self._timed("fill memory"):
             self.weights = SyntheticWeights(config, quant, in_ram, _room(ram), report)
         with self._timed("compile CPU kernels"):
-            _warm_up(self.weights.formats, report)
+            attention = LATENT if isinstance(config, ModelConfig) else GROUPED
+            _warm_up(self.weights.formats, () if on_gpu else (attention,), report)
         with self._timed("upload" if on_gpu else "build"), torch.inference_mode():
             if on_gpu:
                 from localr1.models.gpu import GpuParts
@@ -135,8 +96,8 @@ class SyntheticRun:
         self.banks: dict[int, ExpertBank] = {}
         for layer in asked(config, in_ram, on_gpu):
             self.banks[layer] = ffn_bank(self.weights, f"blk.{layer}", suffix)
-            feed_forward = self.model.blk[layer].feed_forward
-            feed_forward.experts = _Chosen(feed_forward.experts, self.choices, layer)
+            block = self.model.blk[layer].feed_forward
+            block.experts = Chosen(block.experts, self.banks[layer], self.choices, layer)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -190,60 +151,80 @@ class SyntheticRun:
 
     def experts_seconds(self, tokens: int) -> float:
         """The banks' share of one token, nothing else between the layers; the median."""
-        x = np.random.default_rng(1).normal(0, 1, (1, self.config.hidden_size)).astype(np.float32)
-        weights = np.full((1, self.choices.top_k), 1 / self.choices.top_k, np.float32)
+        program, k, hidden = TokenProgram(), self.choices.top_k, self.config.hidden_size
+        x = np.random.default_rng(1).normal(0, 1, hidden).astype(np.float32)
+        weights = program.array(np.full(k, 1 / k, np.float32))
+        place, out, chosen = program.array(x), program.row("out", hidden), {}
+        for layer, bank in self.banks.items():
+            chosen[layer] = np.zeros(k, np.int32)
+            ids = program.array(chosen[layer])
+            program.experts(bank, Row("x", place, hidden), ids, weights, k, out)
         took = []
         for _ in range(tokens + WARM):
-            ids = self.choices.random(1).numpy()
+            drawn = self.choices.random(1).numpy()
+            for layer, ids_of_layer in chosen.items():
+                ids_of_layer[:] = drawn[layer, 0]
             began = time.perf_counter()
-            for layer, bank in self.banks.items():
-                cpu_experts.moe_forward(x, ids[layer], weights, bank)
+            program.run()
             took.append(time.perf_counter() - began)
         return statistics.median(took[WARM:])
 
-    def decode_seconds(self, tokens: int, stub: bool) -> tuple[float, float]:
-        """Medians of a token's time: with its experts (0 with `stub`), and without any (0 where no
-        layer asks for any).
-
-        The cache is filled up to `context - tokens - 1`.
+    def decode_seconds(self, tokens: int, stub: bool) -> TokenSeconds:
+        """Medians; of the whole token only without `stub`, of the others where a layer asks for
+        experts. The cache is filled up to `context - tokens - 1`.
         """
-        self.choices.draw()
-        self._rewind(tokens)
-        with self._timed("compile GPU kernels" if self._parts else "first token"):
-            graph = self._graph()
-            step = graph.step if graph else self._cpu_step()
-        try:
-            decode = 0.0 if stub else self._median(step, tokens, stub=False)
-            return decode, self._median(step, tokens, stub=True) if self.banks else 0.0
-        finally:
-            if graph:
-                self._look_at_vram()
-                graph.close()
+        whole = skipped = silent = 0.0
+        with self._token(silent=False) as step:
+            if not stub:
+                whole = self._median(step, tokens)
+            if self.banks and self._parts:
+                skipped = self._median(step, tokens, stub=True)
+        if self.banks:
+            with self._token(silent=True) as step:
+                silent = self._median(step, tokens)
+        return TokenSeconds(whole, skipped if self._parts else silent, silent)
 
-    def _graph(self) -> DecodeGraph | None:
-        """A token as one CUDA graph; None on the CPU."""
-        if self._parts is None:
-            return None
+    @contextmanager
+    def _token(self, silent: bool) -> Iterator[Callable[[int], object]]:
+        """A token in the engine's one call, on a GPU a CUDA graph; asking for experts or not."""
+        self._rewind(1)
+        self.choices.draw()
+        self.choices.silent = silent
+        try:
+            if self._parts:
+                with self._gpu_token(self._parts, silent) as step:
+                    yield step
+            else:
+                yield self._cpu_token(silent)
+        finally:
+            self.choices.silent = False
+
+    def _cpu_token(self, silent: bool) -> Callable[[int], object]:
+        token = ChosenToken(self.model, self.cache, None if silent else self.choices)
+        self.choices.draw()
+        with self._timed("first token without experts" if silent else "first token"):
+            token.step(0)
+        return token.step
+
+    @contextmanager
+    def _gpu_token(self, parts: GpuParts, silent: bool) -> Iterator[Callable[[int], object]]:
         from localr1.engine.graph import DecodeGraph
 
-        return DecodeGraph(self.model, self._parts, self.cache)
-
-    def _cpu_step(self) -> Callable[[int], object]:
-        """A token as the engine's one compiled call; step by step where experts are chosen here."""
-        step = self._eager if self.banks else CpuGraph(self.model, self.cache).step
-        step(0)
-        return step
-
-    def _eager(self, token: int) -> torch.Tensor:
-        *_, hidden = self.model.layers([token], self.cache)
-        return self.model.head(hidden)
+        with self._timed("capture without experts" if silent else "compile GPU kernels"):
+            graph = DecodeGraph(self.model, parts, self.cache)
+        try:
+            yield graph.step
+        finally:
+            if not silent:
+                self._look_at_vram()
+            graph.close()
 
     def _rewind(self, tokens: int) -> None:
         """As many tokens of noise behind us as leave room for `tokens`, the warm ones and one."""
         self.cache.truncate(0)
         self.cache.commit(self.context - tokens - WARM - 1)
 
-    def _median(self, step: Callable[[int], object], tokens: int, stub: bool) -> float:
+    def _median(self, step: Callable[[int], object], tokens: int, stub: bool = False) -> float:
         self._rewind(tokens)
         took = []
         for token in np.random.default_rng(2).integers(0, self.config.vocab_size, tokens + WARM):
@@ -287,10 +268,10 @@ def _room(ram: int | None) -> int:
     return ram
 
 
-def _warm_up(formats: set[str], report: Report) -> None:
+def _warm_up(formats: set[str], attention: tuple[str, ...], report: Report) -> None:
     """Compile what the CPU's part needs, or load it from the disk cache."""
     with HeldInterrupts() as held:
-        for done, total in cpu_experts.warmup(sorted(formats)):
+        for done, total in cpu_experts.warmup(sorted(formats), attention):
             report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
             held.check()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -63,8 +65,10 @@ def result(tiny: ModelConfig, machine) -> dict[str, Any]:
 def test_the_parts_add_up_to_a_token(result: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in result["rows"]}
     parts = ("all but routed experts", "routed experts alone", "waiting, the rest")
-    token = rows["a token"]["value"]
-    assert sum(rows[part]["value"] for part in parts) == pytest.approx(token)
+    token, twice = rows["a token"]["value"], rows["side by side"]["value"]
+    assert sum(rows[part]["value"] for part in parts) - twice == pytest.approx(token)
+    assert min(row["value"] for row in result["rows"]) >= 0
+    assert rows["waiting, the rest"]["value"] == 0 or twice == 0
     assert rows["decode"]["value"] == pytest.approx(1e3 / token)
     assert rows["prefill"]["tokens"] == 16
     assert rows["routed experts"]["value"] == pytest.approx(
@@ -87,12 +91,40 @@ def test_the_limit_is_of_all_bytes_that_a_token_reads(
 def test_the_result_is_told_and_is_json(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
     text = synthetic_card.card(result)
-    assert "all distinct" in text and "projections, not measured" in text and "RTX 3090" in text
+    assert "all distinct" in text and "projected, not measured" in text and "RTX 3090" in text
+    assert "with this RAM's bandwidth" in text and "does not fit" not in text
+    small = {**result, "plan": {**result["plan"], "ram_total": MIB}}
+    assert "this machine has 0.00 GiB: the model does not fit it" in synthetic_card.card(small)
 
 
 def test_a_projection_is_the_limit_with_that_card(result: dict[str, Any]) -> None:
     quick, slow = result["projections"]
     assert quick["decode_limit"] > slow["decode_limit"] and quick["fits"] and slow["fits"]
+    assert quick["decode"] >= slow["decode"] > 0  # so small a model is quicker without them
+    assert quick["ram"] == slow["ram"] > 0
+
+
+def test_ram_is_what_the_plan_says_of_the_weights_that_are_there(tiny: ModelConfig) -> None:
+    """In a process of its own: what others left in memory would count."""
+    code = (
+        "import json\n"
+        "from tests.test_bench_synthetic import *\n"
+        "config = ModelConfig.from_hf({**TINY, 'moe_intermediate_size': 16384,"
+        " 'n_routed_experts': 64})\n"
+        "found = on_paper(vram=None, ram=16 * GIB)\n"
+        "options = replace(QUICK, ram=700 * MIB, prefill=0)\n"
+        "bench_synthetic.measure('t', config, options, found)\n"
+        "told = bench_synthetic.measure('t', config, options, found)\n"
+        "print(json.dumps(told))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    plan, gone = told["plan"], told["synthetic"]
+    assert gone["distinct_bytes"] == 700 * MIB < gone["routed_bytes"]
+    print(f"RAM {plan['ram_measured'] / GIB:.3f} GiB, planned {plan['ram_held'] / GIB:.3f}")
+    assert plan["ram_held"] < plan["ram"] - (gone["routed_bytes"] - 700 * MIB) / 2
+    assert plan["ram_measured"] == pytest.approx(plan["ram_held"], rel=0.15)
+    assert sum(plan["ram_parts"].values()) <= plan["ram_measured"] * 1.01
 
 
 def test_with_a_stub_nothing_of_the_experts_is_read(tiny: ModelConfig, machine) -> None:
@@ -101,7 +133,9 @@ def test_with_a_stub_nothing_of_the_experts_is_read(tiny: ModelConfig, machine) 
     assert [row["name"] for row in stubbed["rows"] if row["phase"] == "decode"] == [
         "decode", "a token", "all but routed experts",
     ]  # fmt: skip
-    assert "answer at once" in synthetic_card.card(stubbed)
+    text = synthetic_card.card(stubbed)
+    assert "answer at once" in text and "the plan said" not in text
+    assert stubbed["plan"]["decode"] is None
 
 
 def test_experts_are_chosen_anew_for_every_layer_and_token(tiny: ModelConfig) -> None:
@@ -128,6 +162,26 @@ def test_the_chosen_experts_are_the_ones_that_work(tiny: ModelConfig) -> None:
     assert one.abs().max() > 0
     run.choices.draw(1, stub=True)
     assert moe.experts.start(normed, ids, weights).wait().abs().max() == 0
+
+
+def test_a_token_on_the_cpu_is_the_engines_with_chosen_experts(tiny: ModelConfig) -> None:
+    """The compiled call gives what the model's own form gives, for the experts that were drawn."""
+    run = SyntheticRun(tiny, "Q4_K_M", 32, experts_of(tiny), ram=64 * MIB)
+    for block in run.model.blk[1:]:  # the two forms list experts in other orders: all weigh alike
+        block.feed_forward.gate.router.parts[0][:] = 0
+        block.feed_forward.gate.ffn_gate_inp = torch.zeros(16, 256)
+    run.cache.commit(8)
+    answers = []
+    for silent in (False, True):
+        with run._token(silent) as step:
+            run.cache.truncate(8)
+            run.choices.draw()
+            answers.append(step(3).clone())
+            if silent:
+                run.choices.draw(stub=True)
+        *_, hidden = run.model.layers([3], run.cache)
+        torch.testing.assert_close(answers[-1], run.model.head(hidden), rtol=1e-3, atol=1)
+    assert not torch.allclose(*answers, rtol=1e-2, atol=1e-2)
 
 
 def test_memory_is_used_again_where_it_is_short(tiny: ModelConfig) -> None:

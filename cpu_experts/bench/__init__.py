@@ -34,6 +34,7 @@ HIDDEN, INTER, SLOTS = 7168, 2048, 8  # R1's experts
 LAYERS = 8  # of a round of decode, if the memory holds twice as many
 PREFILL_TOKENS, FEW_TOKENS = 512, 8
 CACHES = 20  # a working set this many times the last cache cannot live in it
+_FLOATS = ("F32", "F16", "BF16")  # each is filled in its own way, all other formats in one
 MOST = 1.02  # a share above this means that the limit was measured badly
 
 
@@ -51,14 +52,11 @@ def filled_memory(n_bytes: int, name: str = "Q8_0") -> np.ndarray:
 
 
 def fill(memory: np.ndarray, name: str) -> None:
-    """Fill uint8 `memory` with ordinary numbers of the format `name`, unless they are there.
+    """Fill uint8 `memory` with ordinary numbers of the format `name`.
 
-    Arithmetic on subnormal numbers takes many times as long. All quantised formats share their
-    bytes.
+    Arithmetic on subnormal numbers takes many times as long.
     """
     pattern = _pattern(name)
-    if np.array_equal(memory[: 1 << 12], pattern[: min(1 << 12, memory.size)]):
-        return
     for start in range(0, memory.size, pattern.size):
         part = memory[start : start + pattern.size]
         part[:] = pattern[: part.size]
@@ -69,13 +67,23 @@ def _pattern(name: str) -> np.ndarray:
     number. uint8 `[2**24]`.
     """
     rng, size = np.random.default_rng(0), 1 << 24
-    if name not in ("F32", "F16", "BF16"):
+    if name not in _FLOATS:
         return rng.integers(0, 56, size, dtype=np.uint8)
     floats = rng.normal(0, 0.02, size // 4).astype(np.float32)
     if name == "F32":
         return floats.view(np.uint8)
     halves = floats.astype(np.float16) if name == "F16" else floats.view(np.uint16)[1::2]
     return np.tile(halves, 2).view(np.uint8)
+
+
+def memories(formats: Iterable[str], n_bytes: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Each format with memory that is filled for it: the same each time, uint8 `[n_bytes]`."""
+    memory, before = np.empty(n_bytes, dtype=np.uint8), ""
+    for name in formats:
+        if not before or (name != before and {name, before} & {*_FLOATS}):
+            fill(memory, name)
+        before = name
+        yield name, memory
 
 
 def huge_share(memory: np.ndarray) -> float:
@@ -224,9 +232,7 @@ def bench_rows(
     formats: Iterable[str], seconds: float, memory_bytes: int
 ) -> Iterator[dict[str, Any]]:
     """The rows of `bench_kernels`, one as soon as it is measured."""
-    memory = np.empty(memory_bytes, dtype=np.uint8)
-    for name in formats:
-        fill(memory, name)
+    for name, memory in memories(formats, memory_bytes):
         yield decode_row(name, memory, seconds)
         if FORMATS[name].activation != FLOAT and tier() == "avx512_vnni":
             yield few_tokens_row(name, memory, seconds)

@@ -12,7 +12,7 @@ import statistics
 import sys
 from typing import Any
 
-from cpu_experts.bench import MOST, decode_row, fill, filled_memory, working_set
+from cpu_experts.bench import MOST, decode_row, filled_memory, memories, working_set
 from cpu_experts.bench.pool_rows import pool_rows
 from cpu_experts.cpu import tier
 from cpu_experts.formats import FORMATS
@@ -49,19 +49,18 @@ def main() -> int:
             sys.exit(f"there are no kernels for {name!r}; known: {', '.join(FORMATS)}")
     set_threads(wanted.threads)
     threads = get_threads()
-    memory = filled_memory(int(wanted.gib * (1 << 30)) if wanted.gib else working_set())
-    print(f"  {threads} threads, tier {tier()}, {memory.nbytes / (1 << 30):.1f} GiB")
+    n_bytes = int(wanted.gib * (1 << 30)) if wanted.gib else working_set()
+    print(f"  {threads} threads, tier {tier()}, {n_bytes / (1 << 30):.1f} GiB")
     rows = []
     if wanted.pool:
-        for row in pool_rows(memory, wanted.seconds):
+        for row in pool_rows(filled_memory(n_bytes), wanted.seconds):
             rows.append(row)
             print(_line(row), flush=True)
     else:
-        for name in names:
-            fill(memory, name)
+        for name, memory in memories(names, n_bytes):
             rows.append(decode_row(name, memory, wanted.seconds))
             print(_line(rows[-1]), flush=True)
-    result = {"threads": threads, "bytes": memory.nbytes, "rows": rows}
+    result = {"threads": threads, "bytes": n_bytes, "rows": rows}
     print(json.dumps(result))
     shares = [row["share"] for row in rows if "share" in row]
     if shares and statistics.median(shares) > MOST:
