@@ -29,20 +29,28 @@ class Integers(NamedTuple):
     `words` int32 [tiles, 16, 16, 4]: values of 16 blocks, two in a word. The second axis is a
     place of 8 values in the block and the third the block, so that neighbouring threads, which
     take the same place in neighbouring blocks, read neighbouring bytes. `units` float32 [blocks]
-    are the scales, `sums` int32 [blocks, 8] sums of 16 values.
+    are the scales, `sums` int32 [blocks, 8] sums of 16 values. `between` rows make a token.
     """
 
     words: torch.Tensor
     units: torch.Tensor
     sums: torch.Tensor
     row_blocks: int
+    between: int = 1
 
 
 class Activations:
-    """`values` float32 or bf16 `[T, cols]` or `[T, n, cols]`; integers when first asked for."""
+    """`values` float32 or bf16 `[T, cols]` or `[T, n, cols]`; integers when first asked for, if
+    they were not made with the values.
+    """
 
-    def __init__(self, values: torch.Tensor) -> None:
+    def __init__(self, values: torch.Tensor, integers: Integers | None = None) -> None:
         self.values = values
+        if integers is not None:
+            self.integers = integers
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     @cached_property
     def integers(self) -> Integers:
@@ -85,13 +93,14 @@ def store_integers(values, block, there, words, units, sums):
     tl.store(words + place, (even & 0xFFFF) | (odd << 16), mask=there[:, None])
 
 
-def empty(n_rows: int, cols: int, device: torch.device) -> Integers:
-    """Memory for rows of activations."""
+def empty(n_tokens: int, cols: int, device: torch.device, between: int = 1) -> Integers:
+    """Memory for the activations of so many tokens, `between` rows each."""
     row_blocks = triton.cdiv(cols, BLOCK)
-    n = triton.cdiv(n_rows * row_blocks, _TILE) * _TILE
+    n = triton.cdiv(n_tokens * between * row_blocks, _TILE) * _TILE
     words = torch.empty(n * 64, dtype=torch.int32, device=device)
     units = torch.empty(n, dtype=torch.float32, device=device)
-    return Integers(words, units, torch.empty(n * 8, dtype=torch.int32, device=device), row_blocks)
+    sums = torch.empty(n * 8, dtype=torch.int32, device=device)
+    return Integers(words, units, sums, row_blocks, between)
 
 
 def _quantised(x: torch.Tensor) -> Integers:
@@ -99,7 +108,7 @@ def _quantised(x: torch.Tensor) -> Integers:
     if x.stride(-1) != 1 or any(stride % 8 for stride in x.stride()[:-1]):
         x = x.contiguous()
     cols = x.shape[-1]
-    made = empty(len(x) * between, cols, x.device)
+    made = empty(len(x), cols, x.device, between)
     n_blocks = len(x) * between * made.row_blocks
     launch(
         quantise_kernel, (triton.cdiv(n_blocks, _PROGRAM),),

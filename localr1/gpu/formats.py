@@ -6,8 +6,8 @@ row then begins at a multiple of 16 bytes of each plane of values and is read 16
 which blocks of 34 or 210 bytes would not allow. No byte is added: planes are as large as the
 file's blocks.
 
-Kernels walk over *chunks*: 16 bytes of the first plane, or 32. A chunk's values come in `groups` of 16
-that lie `group_step` apart in the row; chunk c begins at `c // halves * span + c % halves * 16`.
+Kernels walk over *chunks*: 16 or 32 bytes of the first plane. A chunk's values come in `groups` of
+16 that lie `group_step` apart in the row; chunk c begins at `c // halves * span + c % halves * 16`.
 Three functions know a format's bits, and nothing else does:
 
     parts = load(data, scales, n_blocks, first, row, c, lane, cols, WORDS)
@@ -16,9 +16,9 @@ Three functions know a format's bits, and nothing else does:
 
 `first` (of each row: the blocks in front of it) and `c` are matrices of two axes or broadcast to
 one; `lane` and the codes have one axis more. Codes of integers are uint32, of 0 to 255: one in each
-of 16 places, or (WORDS) four in each of 4, as the integer instructions take them. The other formats'
-are float32, 16 of them, already times 2 to the -100th where they were made as subnormal numbers: UP
-brings them back, and is multiplied into the activations instead, once for many rows.
+of 16 places, or (WORDS) four in each of 4, as integer instructions take them. Other formats' codes
+are 16 float32, times 2 to the -100th where they were made as subnormal numbers: UP brings them
+back, and is multiplied into the activations instead, once for many rows.
 """
 
 from __future__ import annotations
@@ -85,9 +85,12 @@ class GpuFormat:
         return self.walk() | {"UP": self.up}
 
 
+_FUNCTIONS = ("load", "codes", "scales")
+
+
 def _float(name: str, n_bytes: int, load: Any) -> GpuFormat:
-    plain = formats_float.codes_plain, formats_float.scales_plain
-    return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, load, *plain, 0, up=1.0)
+    plain = load, formats_float.codes_plain, formats_float.scales_plain
+    return GpuFormat(name, ((0, 16 * n_bytes),), 16, 1, 0, 1, 16, *plain, n_scales=0, up=1.0)
 
 
 def _fp8() -> GpuFormat:
@@ -98,15 +101,19 @@ def _fp8() -> GpuFormat:
 def _row(
     name: str,
     planes: tuple[tuple[int, int], ...],
-    *walk: int,
+    groups: int,
+    step: int,
+    halves: int,
+    span: int,
     offset: int | None = None,
     n_scales: int = 1,
 ) -> GpuFormat:
     """A quantised format, whose functions bear its name."""
     block_values = FORMATS[name].block_values
     module: Any = formats_small if block_values == 32 else formats_k
-    own = [getattr(module, f"{do}_{name.lower()}") for do in ("load", "codes", "scales")]
-    return GpuFormat(name, planes, block_values, *walk, *own, n_scales, offset)
+    load, codes, scales = (getattr(module, f"{do}_{name.lower()}") for do in _FUNCTIONS)
+    walk = groups, step, halves, span
+    return GpuFormat(name, planes, block_values, *walk, load, codes, scales, n_scales, offset)
 
 
 #                            planes of a block                     groups, step, halves, span

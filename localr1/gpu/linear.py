@@ -5,9 +5,9 @@
     y = matmul(x, w)            many tokens: prompts
     y = linear(x, w)            whichever it is
 
-Weights are exact and sums are float32. Where weights are integers `gemv` takes activations as int16
-(activations.py), made once for all that meet them; else as they are. `matmul` rounds both factors to
-bf16, but for F32 weights.
+Weights are exact and sums are float32. Weights that are integers meet activations as int16 in
+`gemv` (activations.py), others as they are. `matmul` rounds both factors to bf16, but for F32
+weights.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def linear(
     ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`gemv` for up to 8 tokens, `matmul` for more."""
-    if isinstance(x, Activations):
+    if len(x) <= FEW:
         return gemv(x, w, out, add, ids)
-    return (gemv if len(x) <= FEW else matmul)(x, w, out, add, ids)
+    return matmul(x.values if isinstance(x, Activations) else x, w, out, add, ids)
 
 
 def gemv(
@@ -46,7 +46,8 @@ def gemv(
     ids: torch.Tensor | None = None,
     tile: GemvTile | None = None,
 ) -> torch.Tensor:
-    """x [T, cols] -> out [T, rows], T from 1 to 8; a stack's x is [T, n, cols], out [T, n, rows].
+    """x [T, cols] -> out [T, rows], T from 1 to 8; a stack's out is [T, n, rows], and its x
+    [T, n, cols], or [T, cols] for all of its matrices.
 
     `ids` int32 [k] are the matrices of a stack to take, in that order: x is then [T, k, cols].
 
@@ -124,7 +125,7 @@ def _gemv(
     options = {"num_warps": tile.num_warps, **tile.constants(w.format, len(x), gated)}
     if GPU_FORMATS[w.format].integer:
         made = activations.integers
-        own = (n, 1) if x.dim() == 3 and x.stride(1) else (1, 0)  # rows between tokens, matrices
+        own = (made.between, int(made.between > 1))  # rows between tokens, between matrices
         launch(
             integer_gemv_kernel, grid, *made[:3], w.data, ids, add, out, *sizes, made.row_blocks,
             *own, *strides[2:], EMULATED=not x.is_cuda, **options,
@@ -151,6 +152,8 @@ def _prepared(
     cols: int,
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int, int]]:
     """x as the kernels read it, out, and the strides of tokens and matrices in both."""
+    if n > 1 and x.dim() == 2:
+        x = x.unsqueeze(1).expand(-1, n, -1)
     between = (n,) if x.dim() == 3 else ()
     if x.shape != (len(x), *between, cols) or (n > 1 and not between):
         raise ValueError(f"a weight {w.shape} takes no activations {tuple(x.shape)}")

@@ -19,8 +19,8 @@ def matmul_kernel(
     x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
     OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
-    SPAN: tl.constexpr, CHUNKS: tl.constexpr, UP: tl.constexpr, PRECISE: tl.constexpr, FLOAT_DOT: tl.constexpr,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    SPAN: tl.constexpr, CHUNKS: tl.constexpr, UP: tl.constexpr, PRECISE: tl.constexpr,
+    FLOAT_DOT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of matrix `program_id(2)`, TOKENS tokens; WIDTH chunks of each row at a time.
 

@@ -14,16 +14,19 @@ import triton
 import triton.language as tl
 
 from localr1.gpu import pdl
+from localr1.gpu.activations import BLOCK, Integers, store_integers
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, AnySizes, GroupedSizes
 
 
 @triton.jit
 def norm_kernel(
-    x, add, weight, out, eps,
+    x, add, weight, out, words, units, sums, eps,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
-    """Row `program_id(0)` of x float32 [T, WIDTH], rows STRIDE apart; out [T, WIDTH]."""
+    """Row `program_id(0)` of x float32 [T, WIDTH], rows STRIDE apart; out [T, WIDTH], and the same
+    as integers (activations.py) if `words`, `units` and `sums` are there.
+    """
     pdl.start(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -35,6 +38,12 @@ def norm_kernel(
     factor = tl.rsqrt(tl.sum(values * values, 0) / WIDTH + eps)
     scaled = values * factor * tl.load(weight + columns, mask=inside, other=0.0)
     tl.store(out + row * WIDTH + columns, scaled.to(out.dtype.element_ty), mask=inside)
+    if words is not None:
+        own = tl.arange(0, BLOCK // 128)
+        ROW_BLOCKS: tl.constexpr = (WIDTH + 127) // 128
+        there = own < ROW_BLOCKS
+        block = tl.program_id(0) * ROW_BLOCKS + own
+        store_integers(tl.reshape(scaled, [BLOCK // 128, 128]), block, there, words, units, sums)
 
 
 def rms_norm(
@@ -43,9 +52,10 @@ def rms_norm(
     eps: float,
     add: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    integers: Integers | None = None,
 ) -> torch.Tensor:
     """`x` float32 `[T, n]`, its rows any distance apart -> `out` `[T, n]`, made float32 if not
-    given.
+    given, and `integers` if that is.
 
     `add` float32 `[T, n]` is summed into `x` first, in place.
     """
@@ -53,14 +63,14 @@ def rms_norm(
     if out is None:
         out = torch.empty(n_tokens, width, dtype=torch.float32, device=x.device)
     launch(
-        norm_kernel, (n_tokens,), x, add, weight, out, eps,
+        norm_kernel, (n_tokens,), x, add, weight, out, *(integers or [None] * 3)[:3], eps,
         num_warps=_warps(width), WIDTH=width, STRIDE=x.stride(0), BLOCK=_block(width),
     )  # fmt: skip
     return out
 
 
 def _block(width: int) -> int:
-    return triton.next_power_of_2(width)
+    return max(BLOCK, triton.next_power_of_2(width))
 
 
 def _warps(width: int) -> int:
@@ -70,7 +80,7 @@ def _warps(width: int) -> int:
 
 def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
     """Norms of the hidden state, with and without a sum, and of the query's low rank, alone or
-    beside the latent that is projected with it.
+    beside the latent that is projected with it; each with integers and without.
     """
     hidden = sizes.hidden_size
     kinds = [(hidden, hidden, add) for add in (None, "*fp32")]
@@ -78,11 +88,13 @@ def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
         rank, latent = sizes.q_lora_rank, sizes.kv_lora_rank + sizes.qk_rope_head_dim
         kinds += [(rank, stride, None) for stride in (rank, rank + latent)]
     for width, stride, add in kinds:
-        for out in ("*fp32", "*bf16"):
+        for out, made in (("*fp32", True), ("*fp32", False), ("*bf16", False)):
             signature = {"x": "*fp32", "weight": "*fp32", "out": out, "eps": "fp32"}
             constants: dict[str, Any] = {"WIDTH": width, "STRIDE": stride, "BLOCK": _block(width)}
-            if add:
-                signature["add"] = add
-            else:
-                constants["add"] = None
+            pointers = {"add": add, "words": "*i32", "units": "*fp32", "sums": "*i32"}
+            for name, kind in pointers.items():
+                if kind and (made or name == "add"):
+                    signature[name] = kind
+                else:
+                    constants[name] = None
             yield Configuration(norm_kernel, signature, constants, _warps(width), 2)

@@ -15,7 +15,8 @@ FEW = 8  # tokens that `gemv` takes
 PIECE = 2048  # tokens of a prompt that a part takes at a time: 300 MB in R1's dense layers
 EXPANDED = 64  # chunks that a program of `expand_kernel` writes at a time
 _LANES = 32  # chunks that one warp reads at a time
-_WARPS = 4096  # that keep the memory of the largest GPU busy; smaller ones need fewer
+_PROGRAMS = 2048  # of one warp, that keep the memory of the largest GPU busy
+_WARPS = 4096  # the same where a warp reads less at a time
 _MOST_WARPS = 4  # of a program: they share its rows
 
 
@@ -31,8 +32,8 @@ class GemvTile:
 
     def constants(self, name: str, n_tokens: int, gated: bool) -> dict[str, Any]:
         """The constants of `gemv_kernel`."""
-        format = GPU_FORMATS[name]
-        return (format.walk() if format.integer else format.constants()) | {
+        row = GPU_FORMATS[name]
+        return (row.walk() if row.integer else row.constants()) | {
             "TOKENS": _power(n_tokens),
             "GATED": gated,
             "REPEAT": self.repeat,
@@ -47,16 +48,36 @@ def gemv_tile(
 ) -> GemvTile:
     """The tile for all `rows` of a stack together, of which a gated one has two matrices.
 
-    Activations are used for as many rows as registers hold; where that leaves too few programs,
-    several warps share each row. Rows that 32 lanes would not fill are read by fewer.
+    Activations are used for as many rows as leave enough programs, and registers hold.
     """
-    groups = GPU_FORMATS[name].groups
-    n_chunks = cols // GPU_FORMATS[name].chunk_values
+    row = GPU_FORMATS[name]
+    n_chunks = cols // row.chunk_values
+    if row.integer:
+        return _integer_tile(rows, n_chunks, row.chunk_values, n_tokens, gated)
+    return _float_tile(rows, n_chunks, n_tokens, gated)
+
+
+def _integer_tile(
+    rows: int, n_chunks: int, chunk_values: int, n_tokens: int, gated: bool
+) -> GemvTile:
+    """One warp; rows that 32 lanes would not fill are read by fewer. Measured on an H100; smaller
+    GPUs need fewer programs, so the same tiles fill them.
+    """
+    width = min(_LANES, _power(n_chunks + 1) // 2)
+    down = _LANES // width
+    repeat = max(1, 128 // chunk_values // (_power(n_tokens) * (2 if gated else 1)))
+    while repeat > 1 and rows < _PROGRAMS * repeat * down:
+        repeat //= 2
+    return GemvTile(repeat, down, width, 1, 1)
+
+
+def _float_tile(rows: int, n_chunks: int, n_tokens: int, gated: bool) -> GemvTile:
+    """Where few rows leave too few programs, several warps share each."""
     width = next(w for w in (_LANES, 16, 8, 4, 2, 1) if w * -(-n_chunks // w) <= 1.15 * n_chunks)
     down, repeat, warps = _LANES // width, 1, 1
     if n_tokens == 1:
-        repeat = 2 if gated or groups > 2 else 4
-    elif n_tokens == 2 and groups <= 2 and not gated:
+        repeat = 2 if gated else 4
+    elif n_tokens == 2 and not gated:
         repeat = 2
     while repeat > 1 and width < _LANES and rows < _WARPS // 4 * repeat * down:
         repeat //= 2

@@ -6,6 +6,8 @@ latent attention) and gate.py (which experts a token takes).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cpu_experts import ExpertBank
@@ -32,7 +34,7 @@ class MoE:
         if config.n_shared_experts:
             self.shared = parts.mlp(ffn_bank(weights, prefix, "_shexp"))
 
-    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> Routed:
+    def __call__(self, normed: Any, x: torch.Tensor) -> Routed:
         """The shared expert works, and adds to `x`, while the routed ones do; these are still to be
         waited for.
         """

@@ -13,6 +13,7 @@ import torch
 
 from cpu_experts import ExpertBank, QuantTensor
 from localr1.gpu.activation import swiglu
+from localr1.gpu.activations import Activations, empty
 from localr1.gpu.launch import architecture
 from localr1.gpu.linear import gated_gemv, linear, matmul
 from localr1.gpu.norm import rms_norm
@@ -117,7 +118,7 @@ class GpuParts:
         self.position.fill_(cache.length)
         return rows.to(self.device)
 
-    def activations(self, normed: torch.Tensor) -> torch.Tensor:
+    def activations(self, normed: Activations) -> Activations:
         return normed
 
 
@@ -127,8 +128,8 @@ class GpuLinear:
     def __init__(self, weight: GpuWeight) -> None:
         self.weight = weight
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` float32 `[T, cols]` -> float32 `[T, rows]`."""
+    def __call__(self, x: Activations) -> torch.Tensor:
+        """`x` `[T, cols]` -> float32 `[T, rows]`."""
         return linear(x, self.weight)
 
 
@@ -138,8 +139,9 @@ class GpuNorm:
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight, self.eps = weight, eps
 
-    def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps, add)
+    def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> Activations:
+        made = empty(len(x), x.shape[1], x.device) if len(x) <= FEW else None
+        return Activations(rms_norm(x, self.weight, self.eps, add, integers=made), made)
 
 
 class GpuGate:
@@ -150,12 +152,12 @@ class GpuGate:
     ) -> None:
         self.config, self.router, self.bias = config, router, bias
 
-    def __call__(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, normed: Activations) -> tuple[torch.Tensor, torch.Tensor]:
         shape = len(normed), self.config.n_experts_per_tok
-        ids = torch.empty(shape, dtype=torch.int32, device=normed.device)
-        weights = torch.empty(shape, dtype=torch.float32, device=normed.device)
+        ids = torch.empty(shape, dtype=torch.int32, device=self.router.device)
+        weights = torch.empty(shape, dtype=torch.float32, device=self.router.device)
         scale = self.config.routed_scaling_factor
-        route(normed, self.router, self.bias, self.config, scale, ids, weights)
+        route(normed.values, self.router, self.bias, self.config, scale, ids, weights)
         return ids, weights
 
 
@@ -169,19 +171,21 @@ class GpuMLP:
         self.gate_up = [parts.upload(*pair, stacked=self.joined) for pair in both]
         self.down = parts.upload(down)
 
-    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> None:
-        for first in range(0, len(x), PIECE):
-            piece = slice(first, first + PIECE)
-            linear(self._gated(normed[piece]), self.down, out=x[piece], add=x[piece])
+    def __call__(self, normed: Activations, x: torch.Tensor) -> None:
+        if len(x) <= FEW:
+            linear(self._gated(normed), self.down, out=x, add=x)
+            return
+        for piece, out in zip(normed.values.split(PIECE), x.split(PIECE), strict=True):
+            linear(self._gated(Activations(piece)), self.down, out=out, add=out)
 
-    def _gated(self, x: torch.Tensor) -> torch.Tensor:
+    def _gated(self, x: Activations) -> torch.Tensor:
         """silu(gate . x) * (up . x)."""
         if not self.joined:
             return swiglu(*(linear(x, weight) for weight in self.gate_up))
         (weight,) = self.gate_up
         if len(x) <= FEW:
             return gated_gemv(x, weight)
-        both = matmul(x.unsqueeze(1).expand(-1, 2, -1), weight)
+        both = matmul(x.values, weight)
         return swiglu(both[:, 0], both[:, 1])
 
 

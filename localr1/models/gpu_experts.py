@@ -15,6 +15,7 @@ import torch
 from cpu_experts import ExpertBank, moe_forward
 from cpu_experts.mailbox import Mailbox
 from localr1.gpu.activation import swiglu
+from localr1.gpu.activations import Activations
 from localr1.gpu.linear import gemv, linear
 from localr1.gpu.mailbox import Handoff, pinned
 from localr1.gpu.sizes import experts_per_token
@@ -117,9 +118,9 @@ class RamExperts:
         stage.banks[layer] = bank
 
     def start(
-        self, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+        self, normed: Activations, ids: torch.Tensor, weights: torch.Tensor
     ) -> Copied | Posted:
-        return self.stage.ask(self.layer, normed, ids, weights)
+        return self.stage.ask(self.layer, normed.values, ids, weights)
 
 
 class RamMLP:
@@ -128,8 +129,8 @@ class RamMLP:
     def __init__(self, stage: Stage, layer: int, bank: ExpertBank) -> None:
         self.stage, self.experts = stage, RamExperts(stage, layer, bank)
 
-    def __call__(self, normed: torch.Tensor, x: torch.Tensor) -> Copied | Posted:
-        choice = _only_expert(len(normed), self.stage.top_k, normed.device)
+    def __call__(self, normed: Activations, x: torch.Tensor) -> Copied | Posted:
+        choice = _only_expert(len(normed), self.stage.top_k, x.device)
         return self.experts.start(normed, *choice)
 
 
@@ -161,20 +162,22 @@ class VramExperts:
         numbers = torch.arange(bank.n_experts, dtype=torch.int32).repeat_interleave(4)
         self.numbers = numbers.to(parts.device).view(-1, 4)
 
-    def start(self, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> Computed:
-        if len(normed) <= FEW:
-            rows = zip(normed.split(1), ids.split(1), weights.split(1), strict=True)
-            return Computed(torch.cat([self._one(*row) for row in rows]))
-        answer = torch.empty_like(normed)
-        for first in range(0, len(normed), _PIECE):
+    def start(self, normed: Activations, ids: torch.Tensor, weights: torch.Tensor) -> Computed:
+        if len(normed) == 1:
+            return Computed(self._one(normed, ids, weights))
+        rows = normed.values
+        if len(rows) <= FEW:
+            each = zip(map(Activations, rows.split(1)), ids.split(1), weights.split(1), strict=True)
+            return Computed(torch.cat([self._one(*one) for one in each]))
+        answer = torch.empty_like(rows)
+        for first in range(0, len(rows), _PIECE):
             piece = slice(first, first + _PIECE)
-            answer[piece] = self._many(normed[piece], ids[piece], weights[piece])
+            answer[piece] = self._many(rows[piece], ids[piece], weights[piece])
         return Computed(answer)
 
-    def _one(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _one(self, x: Activations, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """One token through its experts, all at once: `[1, hidden]`."""
         (chosen,) = ids.clone()  # at an address of its own, which kernels want
-        x = x.unsqueeze(1).expand(-1, len(chosen), -1)
         gate, up = (gemv(x, weight, ids=chosen)[0] for weight in (self.gate, self.up))
         return weights @ gemv(swiglu(gate, up)[None], self.down, ids=chosen)[0]
 

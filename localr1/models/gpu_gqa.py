@@ -11,6 +11,7 @@ import torch
 
 from cpu_experts import QuantTensor
 from localr1.gpu import gqa, gqa_prefill
+from localr1.gpu.activations import Activations
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.gqa_rope import rotate
 from localr1.gpu.linear import linear
@@ -45,7 +46,7 @@ class GpuGQA:
             self.norms = vectors("attn_q_norm.weight", "attn_k_norm.weight")
         self.scale = 1 / math.sqrt(config.head_dim)
 
-    def __call__(self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache) -> None:
+    def __call__(self, normed: Activations, x: torch.Tensor, cache: KVCache) -> None:
         c, parts, rows = self.config, self.parts, CacheRows(*cache.of(self.layer))
         if len(normed) <= FEW:
             n_rows = len(normed) * (c.n_heads // c.n_kv_heads)
@@ -57,13 +58,13 @@ class GpuGQA:
         for first in range(0, len(normed), PIECE):
             piece, start = slice(first, first + PIECE), cache.length + first
             parts.position.fill_(start)
-            queries = self._rotated(normed[piece], rows)
+            queries = self._rotated(Activations(normed.values[piece]), rows)
             values = gqa_prefill.attend(queries, rows, start, self.scale, parts.arch)
             linear(values.flatten(1), self.output, out=x[piece], add=x[piece])
 
-    def _rotated(self, normed: torch.Tensor, rows: CacheRows) -> torch.Tensor:
+    def _rotated(self, normed: Activations, rows: CacheRows) -> torch.Tensor:
         """Write the cache's rows at the position; queries bf16 `[T, heads, head_dim]`."""
-        c, n_tokens, device = self.config, len(normed), normed.device
+        c, n_tokens, device = self.config, len(normed), normed.values.device
         width = sum(weight.shape[0] for weight in self.inputs)
         projected = torch.empty(n_tokens, width, device=device)
         first = 0

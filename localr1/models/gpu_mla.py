@@ -8,6 +8,7 @@ import torch
 
 from cpu_experts import QuantTensor
 from localr1.gpu import mla, mla_prefill
+from localr1.gpu.activations import Activations
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.linear import expanded, gemv, linear
 from localr1.gpu.rope import rotate
@@ -45,7 +46,7 @@ class GpuMLA:
         self.output = parts.upload(weights[f"{prefix}.attn_output.weight"])
         self.scale = softmax_scale(c.rope, c.qk_nope_head_dim + c.qk_rope_head_dim)
 
-    def __call__(self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache) -> None:
+    def __call__(self, normed: Activations, x: torch.Tensor, cache: KVCache) -> None:
         if len(normed) <= FEW:
             queries, rotated = self._rotated(normed, cache, torch.float32)
             values = self._absorbed(queries, rotated, cache)
@@ -54,11 +55,13 @@ class GpuMLA:
         for first in range(0, len(normed), PIECE):
             piece, start = slice(first, first + PIECE), cache.length + first
             self.parts.position.fill_(start)
-            queries, rotated = self._rotated(normed[piece], cache, torch.bfloat16)
+            queries, rotated = self._rotated(
+                Activations(normed.values[piece]), cache, torch.bfloat16
+            )
             values = self._expanded(queries, rotated, cache, start)
             linear(values.flatten(1), self.output, out=x[piece], add=x[piece])
 
-    def _projected(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _projected(self, normed: Activations) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries `[T, heads * (nope + rope)]` and latents with their keys `[T, rank + rope]`."""
         parts = [linear(normed, weight) for weight in self.inputs]
         queries, kv = parts[0].split(self.widths, dim=-1) if self.joined else parts
@@ -67,7 +70,7 @@ class GpuMLA:
         return linear(self.q_norm(queries), self.q_b), kv
 
     def _rotated(
-        self, normed: torch.Tensor, cache: KVCache, dtype: torch.dtype
+        self, normed: Activations, cache: KVCache, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the cache's rows at the position; queries `[T, heads, nope]` in `dtype`, and
         rotated ones `[T, heads, rope]` in bf16.

@@ -19,17 +19,17 @@ from localr1.models.linear import Weights
 
 
 class Norm(Protocol):
-    """RMSNorm: `add` is summed into `x` first, in place."""
+    """RMSNorm: `add` is summed into `x` first, in place. The answer has the form that the device's
+    parts take.
+    """
 
-    def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor: ...
+    def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> Any: ...
 
 
 class Attention(Protocol):
     """One layer's attention over the cache, to which it adds the tokens."""
 
-    def __call__(
-        self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache
-    ) -> torch.Tensor | None: ...
+    def __call__(self, normed: Any, x: torch.Tensor, cache: KVCache) -> torch.Tensor | None: ...
 
 
 class FeedForward(Protocol):
@@ -43,7 +43,7 @@ class FeedForward(Protocol):
 class Gate(Protocol):
     """Normed hidden states -> expert ids int32 `[T, k]` and weights float32 `[T, k]`."""
 
-    def __call__(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def __call__(self, normed: Any) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class Experts(Protocol):
 class Linear(Protocol):
     """`y = x @ weight.T`."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x: Any) -> torch.Tensor: ...
 
 
 class Parts(Protocol):
@@ -99,6 +99,6 @@ class Parts(Protocol):
         """
         ...
 
-    def activations(self, normed: torch.Tensor) -> Any:
+    def activations(self, normed: Any) -> Any:
         """The form in which several feed-forwards share one input."""
         ...
