@@ -133,7 +133,9 @@ def _prepare_heads(kind, x, n_tokens, terms, count, cols, quantised, table):
         for h in range(count):
             row = t * count + h
             source, listed = x + 4 * row * cols, table + 8 * terms * (h * n_tokens + t)
-            prepare(kind, source, 1, cols, quantised + row * stride, listed, terms)
+            # Not a literal: that would be a copy of `prepare` for it.
+            one = np.int64(1)
+            prepare(kind, source, one, cols, quantised + row * stride, listed, terms)
 
 
 def _transposed_item(job, item, slot, scratch):

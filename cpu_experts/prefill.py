@@ -105,11 +105,12 @@ def cut_output(runs, rows, threads):
     """List the output's rows as runs, shorter toward the end; returns how many.
 
     A run packs the sums of all activations again, so few long ones are quicker than many short.
+    One thread has nobody to end with.
     """
     n, row = 0, 0
     while row < rows:
-        size = min(ROW_RUN, max(_LEAST_ROWS, (rows - row) // (2 * threads) // 32 * 32))
-        size = min(size, rows - row)
+        share = (rows - row) // (2 * threads) // 32 * 32 if threads > 1 else rows
+        size = min(ROW_RUN, max(_LEAST_ROWS, share), rows - row)
         store_i64(runs + 8 * n, size << 32 | row)
         n, row = n + 1, row + size
     return n
