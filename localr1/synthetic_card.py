@@ -12,7 +12,7 @@ def card(result: dict[str, Any]) -> str:
     lines = [*_head(result), ""]
     for row in result["rows"]:
         share = f"   {row['share']:.0%} of the limit" if row["share"] is not None else ""
-        lines.append(f"  {row['name']:<24}{row['value']:>12,.2f} {row['unit']}{share}")
+        lines.append(f"  {row['name']:<28}{row['value']:>10,.2f} {row['unit']}{share}")
     return "\n".join([*lines, *_plan(result), *_projections(result)])
 
 

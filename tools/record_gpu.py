@@ -3,7 +3,8 @@
     python -m tools.record_gpu [--vram 24] [--ram GiB]
 
 Runs of `localr1 bench --synthetic`, each in a process of its own; RUNS says which. A larger GPU is
-made small for real: another process holds all but what a card of that size leaves.
+made small for real: another process holds all but what a card of that size leaves. Where a run
+fails, because it does not fit for instance, a row says why. Without a GPU nothing is run.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from localr1.engine.device import CUDA, room
+from localr1.errors import LocalR1Error
 from tools.check_benchmarks import DOCUMENT
 
 BEGIN, END = "<!-- gpu -->", "<!-- end of gpu -->"
@@ -39,10 +43,20 @@ RUNS = (
 _HELD = 0.98  # of a card's memory is what CUDA shows of it
 
 
+class Failed(Exception):
+    """A run without a result; says why."""
+
+
 def measured(model: str, options: list[str]) -> dict[str, Any]:
-    """One run's line of JSON."""
+    """One run's line of JSON. Raises Failed."""
     command = [sys.executable, "-m", "localr1", "bench", "--synthetic", model, "--json"]
-    done = subprocess.run([*command, *options], stdout=subprocess.PIPE, check=True, text=True)
+    command += ["--device", "cuda", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        said = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+        why = said[0].removeprefix("error: ") if said else "it said nothing"
+        raise Failed(f"{why} (exit code {done.returncode})")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -59,8 +73,9 @@ def ballast(vram: float) -> Iterator[None]:
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert holder.stdin is not None and holder.stdout is not None
-    holder.stdout.readline()
     try:
+        if not holder.stdout.readline():
+            raise Failed(f"the GPU does not leave {vram:g} GiB to be measured in")
         yield
     finally:
         holder.stdin.close()
@@ -76,49 +91,74 @@ def rows(name: str, result: dict[str, Any]) -> list[str]:
         share = "" if row["share"] is None else f"{row['share']:.2f}"
         lines.append(f"| {name} | {row['name']} | {row['value']:,.2f} {row['unit']} | {share} |")
     plan, gib = result["plan"], 1 << 30
-    if not result["synthetic"]["stub"]:
+    if plan["decode"] is not None:
         what = f"decode, as planned behind {plan['decode_depth']:,} tokens"
         lines.append(f"| {name} | {what} | {plan['decode']:,.2f} tokens/s | |")
     if plan["vram_measured"] is not None:
         taken, planned = (plan[key] / gib for key in ("vram_measured", "vram"))
         lines.append(f"| {name} | VRAM, plan's {planned:.2f} | {taken:.2f} GiB | |")
+    if plan["ram_measured"] is not None:
+        taken, planned = (plan[key] / gib for key in ("ram_measured", "ram_held"))
+        lines.append(f"| {name} | RAM held, plan's {planned:.2f} | {taken:.2f} GiB | |")
     return lines
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The table and what it was measured on."""
-    first = next(iter(results.values()))
+def table(results: dict[str, dict[str, Any]], failures: dict[str, str]) -> str:
+    """The table, what it was measured on, and what was not measured. One result at least."""
+    title, first = next(iter(results.items()))
     host, gpu, run = first["machine"], first["machine"]["gpu"], first["synthetic"]
-    where = gpu["name"] if gpu else "no GPU"
+    where = f"{gpu['name']}, driver {gpu['driver']}" if gpu else "no GPU"
     distinct, routed = (run[name] / (1 << 30) for name in ("distinct_bytes", "routed_bytes"))
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton", "numba"))
     facts = (
-        f"{datetime.date.today()}, {where}, driver {gpu['driver'] if gpu else '-'}; {host['cpu']}, "
-        f"{host['cores']} cores; {versions}; Q4_K_M, {distinct:.0f} of {routed:.0f} GiB of routed "
-        "experts distinct."
+        f"{datetime.date.today()}, {where}; {host['cpu']}, {host['cores']} cores; {versions}; "
+        f'Q4_K_M, {distinct:.0f} of {routed:.0f} GiB of {run["in_ram"]} distinct in "{title}".'
     )
     lines = ["| run | what | value | share of the limit |", "|---|---|---|---|"]
     lines += [line for name, result in results.items() for line in rows(name, result)]
+    lines += [f"| {name} | not measured | {why} | |" for name, why in failures.items()]
     return "\n".join([*lines, "", facts])
 
 
+def record(text: str, document: Path = DOCUMENT) -> None:
+    """Put `text` where the last record stands."""
+    whole = document.read_text("utf-8")
+    before, _, rest = whole.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
+
+
+def run_all(more: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The results of RUNS, told as they come, and why others have none."""
+    results: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    for name, model, given in RUNS:
+        try:
+            results[name] = measured(model, [*more, *given])
+        except Failed as failed:
+            failures[name] = str(failed)
+            print(f"{name}: {failed}", file=sys.stderr, flush=True)
+        else:
+            print(*rows(name, results[name]), sep="\n", flush=True)
+    return results, failures
+
+
 def main() -> None:
-    """Measure, then replace what stands between the marks."""
+    """Measure, then replace what stands between the marks, unless nothing could be measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--vram", default="24", help="GiB to keep to")
     parser.add_argument("--ram", help="GiB for routed experts; what is free if left out")
     options = parser.parse_args()
-    more = ["--vram", options.vram]
-    ram = ["--ram", options.ram] if options.ram else []
-    with ballast(float(options.vram)):
-        results = {}
-        for name, model, given in RUNS:
-            results[name] = measured(model, [*more, *ram, *given])
-            print(*rows(name, results[name]), sep="\n", flush=True)
-    text = DOCUMENT.read_text("utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", "utf-8")
+    try:
+        room(CUDA, None, None, None, lambda progress: None)
+        more = ["--vram", options.vram, *(["--ram", options.ram] if options.ram else [])]
+        with ballast(float(options.vram)):
+            results, failures = run_all(more)
+    except (Failed, LocalR1Error) as problem:
+        sys.exit(f"record_gpu: {problem}; docs/benchmarks.md is as it was")
+    if not results:
+        sys.exit("record_gpu: no run gave a result; docs/benchmarks.md is as it was")
+    record(table(results, failures))
 
 
 if __name__ == "__main__":
