@@ -7,6 +7,7 @@ residency (offload.checks), and how speeds are measured (localr1.machine).
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -58,11 +59,13 @@ def examine(remeasure: bool = False) -> list[Check]:
         *(gpu(card) for card in seen),
         *([] if seen else [no_gpu(driver)]),
         torch_build(*_torch(), driver, seen),
+        *([_triton()] if seen else []),
         *rows,
         *_refusals(models_folder()),
         _folder("models folder", models_folder(), "LOCALR1_MODELS names another"),
         _folder("cache folder", cache_folder(), "kernels are compiled at every start"),
         _compiled(),
+        *([_compiled_for_gpu()] if seen else []),
         _llama_cpp(),
     ]
 
@@ -215,10 +218,34 @@ def _folder(name: str, folder: Path, otherwise: str) -> Check:
     return Check(name, found, "writable", "" if writable else otherwise)
 
 
+def _triton() -> Check:
+    """The compiler of the GPU kernels, which comes with torch's CUDA builds."""
+    name, needed = "Triton", "that it imports: it compiles the GPU kernels"
+    try:
+        triton = importlib.import_module("triton")
+    except (ImportError, OSError) as problem:
+        how = "`pip install triton` brings it; without it the CPU does the work"
+        return Check(name, f"does not import: {problem}", needed, how)
+    return Check(name, str(triton.__version__), needed)
+
+
 def _compiled() -> Check:
-    name = "compiled kernels"
-    folder = Path(use_own_folder())
-    if not folder_is_shared():
+    return kept("compiled kernels", Path(use_own_folder()), folder_is_shared())
+
+
+def _compiled_for_gpu() -> Check:
+    name = "compiled GPU kernels"
+    try:
+        cubins = importlib.import_module("localr1.gpu.cubins")
+    except (ImportError, OSError):
+        return Check(name, "none without Triton")
+    folder: Path = cubins.folder()
+    return kept(name, folder, folder.is_relative_to(cache_folder()))
+
+
+def kept(name: str, folder: Path, stays: bool) -> Check:
+    """Compiled kernels in a folder that other starts find again, if it `stays`."""
+    if not stays:
         return Check(name, "not kept", "kept", "the cache folder cannot be written to")
     nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if not nbytes:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from localr1 import doctor
 from localr1.doctor import cores, fitting_build, gpu, no_gpu, torch_build
+from localr1.gpu import cubins
 from localr1.machine import hardware
-from offload import checks
+from offload import checks, gpus
 from offload.checks import Check
 from offload.gpus import Driver, Gpu
 from offload.syscalls import PAGE
@@ -177,3 +180,24 @@ def test_compiled_kernels_are_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert doctor._compiled().found.startswith("1.0 MiB in ")
     monkeypatch.setattr(doctor, "folder_is_shared", lambda: False)
     assert doctor._compiled().hint
+
+
+def test_rows_of_a_gpu_are_for_those_who_have_one(remembered: None) -> None:
+    names = {row.name for row in doctor.examine()}
+    assert ({"Triton", "compiled GPU kernels"} <= names) == bool(gpus.look())
+
+
+def test_the_compiler_of_the_gpu_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cubins.folder.cache_clear()
+    try:
+        row = doctor._compiled_for_gpu()
+        assert "none yet" in row.found and not row.hint
+        (tmp_path / "localr1" / "triton" / "0.cubin").write_bytes(bytes(256 * PAGE))
+        assert doctor._compiled_for_gpu().found == f"1.0 MiB in {tmp_path}/localr1/triton"
+    finally:
+        cubins.folder.cache_clear()
+    assert doctor._triton().found == version("triton") and not doctor._triton().hint
+    monkeypatch.setitem(sys.modules, "triton", None)
+    row = doctor._triton()
+    assert row.found.startswith("does not import: ") and row.hint and not row.missing
