@@ -37,7 +37,7 @@ from localr1.models.inventory import Inventory
 from localr1.models.quant_rules import DEFAULTS
 from localr1.progress import ProgressLine
 from localr1.synthetic_plan import InRam, in_ram, planned, projections, traffic
-from localr1.synthetic_run import WARM, SyntheticRun, asked
+from localr1.synthetic_run import WARM, SyntheticRun, TokenSeconds, asked
 from offload.hardware import Gpu, Hardware
 from offload.placement import Kind, Placement
 from offload.planner import usable_gpu
@@ -259,19 +259,33 @@ def _decode(
     total = times.without if options.stub else times.whole
     share = 1 / total / limits["decode"] if limits["applies"] else None
     rows = [_row("decode", "decode", tokens, 1 / total, "tokens/s", share)]
-    parts = {"a token": total}
-    if subject.banks and on_gpu:
-        parts[f"GPU, no {title.removeprefix('routed ')}"] = times.silent
-        parts["hand-offs"] = max(times.without - times.silent, 0.0)
-    elif subject.banks:
-        parts[f"all but {title}"] = times.without
     if apart:
         speed = limits["routed_bytes_per_token"] / total / 1e9
         rows.append(_row(title, "decode", tokens, speed, "GB/s"))
-        rest = total - times.without - experts
-        parts |= {f"{title} alone": experts, "waiting, the rest": max(rest, 0.0)}
-        parts["side by side"] = max(-rest, 0.0)  # of the parts: counted in two of them
+    parts = {"a token": total}
+    if subject.banks:
+        parts |= parts_of(times, experts if apart else None, title, on_gpu)
     return rows + [_row(name, "decode", tokens, 1e3 * part, "ms") for name, part in parts.items()]
+
+
+def parts_of(
+    times: TokenSeconds, experts: float | None, title: str, on_gpu: bool
+) -> dict[str, float]:
+    """Where a token's time goes, in seconds; `experts` (None: not measured) is what they take by
+    themselves. All parts less "side by side" are the token.
+    """
+    if on_gpu:
+        parts = {
+            f"GPU, no {title.removeprefix('routed ')}": times.silent,
+            "hand-offs": max(times.without - times.silent, 0.0),
+        }
+    else:
+        parts = {f"all but {title}": times.without}
+    if experts is None:
+        return parts
+    parts[f"{title} alone"] = experts
+    rest = times.whole - sum(parts.values())
+    return parts | {"waiting, the rest": max(rest, 0.0), "side by side": max(-rest, 0.0)}
 
 
 def _plan_facts(

@@ -46,7 +46,8 @@ def _plan(result: dict[str, Any]) -> list[str]:
     plan, lines = result["plan"], [""]
     if plan["decode"] is not None:
         speed = f"{plan['decode']:.2f} tokens/s behind {plan['decode_depth']:,} tokens"
-        lines.append(f"  the plan said  {speed}")
+        short = ", with RAM enough" if plan["ram"] > plan["ram_total"] else ""
+        lines.append(f"  the plan said  {speed}{short}")
     if plan["vram_measured"] is not None:
         lines.append(
             f"  VRAM taken     {_gib(plan['vram_measured'])}, by the driver; planned "

@@ -263,7 +263,7 @@ def _room(ram: int | None) -> int:
     if ram is None:
         return free - min(_MARGIN, free // 2)
     if ram > free:
-        hint = "--ram is what weights there may take; leave it out for what is free"
+        hint = "--ram, or the setting, is what weights may take there; unset it is what is free"
         raise DoesNotFit(f"{free / _GIB:.1f} GiB of RAM is free, less than {ram / _GIB:.1f}", hint)
     return ram
 
