@@ -6,6 +6,7 @@ Not here: what the model then gets of it (offload.planner).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -24,7 +25,9 @@ _DOCTOR = "localr1 doctor says more; --device cpu runs without it"
 
 
 class Room(NamedTuple):
-    """Hardware to plan for. `gpu` is its number in CUDA's order; `problem` why there is none."""
+    """Hardware to plan for, with one GPU at most. `gpu` is its number in CUDA's order; `problem`
+    why there is none.
+    """
 
     hardware: Hardware
     gpu: int | None = None
@@ -56,7 +59,9 @@ def room(
     found = hardware(report=report, threads=threads)
     gpu = usable_gpu(found)
     assert gpu is not None
-    return Room(with_room(found, ram, vram), found.gpus.index(gpu))
+    # The plan gets this one only: with room taken from all, it might find another one roomier.
+    chosen = replace(found, gpus=(gpu,))
+    return Room(with_room(chosen, ram, vram), found.gpus.index(gpu))
 
 
 def _problem() -> str:
