@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from localr1.engine.runner import finite, not_finite
-from localr1.engine.sampler import Sampler
+from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.gpu.sampling import SETTINGS, UNSETTLED, Workspace, sample
 
 
@@ -28,8 +28,7 @@ class GpuDraw:
     def __call__(self, sampler: Sampler, logits: torch.Tensor) -> int:
         """Logits float32 `[1, vocab]` on the GPU -> an id. Raises BadFile (not finite)."""
         uniform = sampler.uniform()
-        settings = {name: getattr(sampler.params, name, uniform) for name in SETTINGS}
-        self._settings.copy_(torch.tensor(list(settings.values()), dtype=torch.float64))
+        self._settings.copy_(_settings(sampler.params, uniform))
         sample(logits[0], self._settings, self._marked(sampler), self._work, self._token)
         self._answer[:1].copy_(self._token, non_blocking=True)
         self._answer[1:].copy_(logits.isfinite().all(), non_blocking=True)
@@ -54,3 +53,16 @@ class GpuDraw:
             self._seen[list(sampler.seen)] = 1
             self._sampler = sampler
         return self._seen
+
+
+def _settings(params: SamplingParams, uniform: float) -> torch.Tensor:
+    """What the kernels read, float64 in the order of SETTINGS."""
+    found = {
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "top_k": params.top_k,
+        "repetition_penalty": params.repetition_penalty,
+        "uniform": uniform,
+    }
+    return torch.tensor([found[name] for name in SETTINGS], dtype=torch.float64)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from localr1.engine.gpu_draw import GpuDraw
+from localr1.engine.gpu_draw import GpuDraw, _settings
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import BadFile
+from localr1.gpu.sampling import SETTINGS
 
 VOCAB = 3000
 
@@ -30,6 +31,15 @@ def test_a_text_is_the_samplers(device: str, params: SamplingParams) -> None:
             logits[0, [5, 7, 9]] = 30.0  # likely, unless the penalty counts
             assert draw(on_gpu, logits.to(device)) == on_cpu(logits.numpy()[0])
         assert on_gpu.seen == on_cpu.seen
+
+
+def test_every_setting_of_the_kernels_has_a_value_of_its_own() -> None:
+    params = SamplingParams(0.5, top_p=0.9, top_k=7, min_p=0.25, repetition_penalty=1.5)
+    found = dict(zip(SETTINGS, _settings(params, 0.75).tolist(), strict=True))
+    assert found == {
+        "temperature": 0.5, "top_p": 0.9, "min_p": 0.25, "top_k": 7, "repetition_penalty": 1.5,
+        "uniform": 0.75,
+    }  # fmt: skip
 
 
 def test_what_is_no_number_is_refused(device: str) -> None:
