@@ -83,10 +83,12 @@ def plan(chat: Chat, words: str) -> None:
         chat.say("this model was loaded without a plan")
         return
     from localr1.plan import size
-    from offload.placement import Kind
+    from offload.placement import Kind, layers_named
 
     for tier, items in (("GPU", placement.gpu), ("RAM", placement.ram), ("disk", placement.disk)):
         for item in items:
             if item.name != Kind.UNUSED:
                 chat.say(f"  {tier:6}{item.name:18}{size(item.nbytes):>12}")
+    if placement.cpu_layers:
+        chat.say(f"  the CPU runs {layers_named(0, placement.cpu_layers)}, the GPU the others")
     chat.say(f"  context for {count(placement.context, 'token')}")
