@@ -1,7 +1,7 @@
 """The router on the GPU: which experts a token takes, and with which weights.
 
 Two launches: the logits of every expert, in full float32, and one program per token that chooses.
-The choice is `_route_token`'s (models/compiled.py), ties included: of equal experts the first is
+The choice is the CPU's (cpu_experts/routing.py), ties included: of equal experts the first is
 taken, of equally weak groups the first is closed.
 """
 

@@ -117,22 +117,6 @@ class KnownSizes:
 
 
 R1 = KnownSizes()
-TINY_R1 = KnownSizes(
-    hidden_size=256,
-    vocab_size=768,
-    n_heads=8,
-    q_lora_rank=128,
-    kv_lora_rank=128,
-    qk_nope_head_dim=32,
-    qk_rope_head_dim=32,
-    v_head_dim=32,
-    intermediate_size=512,
-    moe_intermediate_size=256,
-    n_routed_experts=16,
-    n_experts_per_tok=4,
-    n_group=4,
-    topk_group=2,
-)
 
 
 @dataclass(frozen=True, slots=True)

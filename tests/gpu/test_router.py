@@ -9,9 +9,25 @@ import pytest
 import torch
 
 from localr1.gpu import router
-from localr1.gpu.sizes import R1, TINY_R1, KnownSizes
-from localr1.models.compiled import route_token
+from localr1.gpu.sizes import R1, KnownSizes
+from tests.gpu.routing import route_token
 
+TINY_R1 = KnownSizes(
+    hidden_size=256,
+    vocab_size=768,
+    n_heads=8,
+    q_lora_rank=128,
+    kv_lora_rank=128,
+    qk_nope_head_dim=32,
+    qk_rope_head_dim=32,
+    v_head_dim=32,
+    intermediate_size=512,
+    moe_intermediate_size=256,
+    n_routed_experts=16,
+    n_experts_per_tok=4,
+    n_group=4,
+    topk_group=2,
+)
 V2 = {"scoring_func": "softmax", "norm_topk_prob": False}
 METHODS = {
     "tiny-r1": TINY_R1,
@@ -28,7 +44,7 @@ METHODS = {
 
 
 def on_cpu(sizes: KnownSizes, logits: np.ndarray, bias: np.ndarray, scale: float) -> list:
-    """What `_route_token` takes: (ids, weights) of each row."""
+    """What `choose_experts` takes: (ids, weights) of each row."""
     limited = sizes.topk_method != "greedy" and sizes.n_group > sizes.topk_group
     counted = (2 if sizes.topk_method == "noaux_tc" else 1) if limited else 0
     found = []

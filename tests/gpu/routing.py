@@ -1,4 +1,4 @@
-"""The gate's choice for one token as a call from Python: what the GPU's router is compared with."""
+"""The CPU's choice of experts for one token as a call from Python: what the router's is held to."""
 
 from __future__ import annotations
 
