@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from localr1.engine.gpu_runner import GpuRunner
-from localr1.errors import DoesNotFit, Unsupported
+from localr1.engine.gpu_runner import GpuRunner, out_of_memory
+from localr1.errors import Unsupported
 from localr1.events import Progress
 from localr1.gpu.driver import GpuError
 from localr1.gpu.kernels import kernels
@@ -45,9 +45,7 @@ def gpu_runner(
             model = Transformer(config, weights, found.context, parts)
         return GpuRunner(model, parts, found.context)
     except torch.OutOfMemoryError as error:
-        free = torch.cuda.mem_get_info(index)[0] / (1 << 30)
-        hint = "close what uses it, or take a smaller --context, --vram or --device cpu"
-        raise DoesNotFit(f"the GPU ran out of memory; {free:.1f} GiB is free", hint) from error
+        raise out_of_memory() from error
     except GpuError as error:
         raise Unsupported(str(error), "--device cpu runs without the GPU") from error
 

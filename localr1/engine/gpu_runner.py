@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,15 +14,43 @@ from localr1.engine.gpu_draw import GpuDraw
 from localr1.engine.graph import DecodeGraph
 from localr1.engine.runner import SUPER_CHUNK, Runner
 from localr1.engine.sampler import Sampler
-from localr1.errors import LocalR1Error
+from localr1.errors import DoesNotFit, LocalR1Error
+from localr1.gpu.driver import GpuError
 from localr1.models.gpu import GpuParts
 from localr1.models.kv_cache import KVCache
 from localr1.models.transformer import Transformer
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """What the GPU fails at inside becomes an error with a sentence and a way out.
+
+    Raises DoesNotFit where its memory is too small, LocalR1Error for all else that it, its driver
+    or the compiler refuse. Other errors are bugs and pass.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory() from error
+    except RuntimeError as error:
+        if not isinstance(error, GpuError) and "CUDA" not in str(error):
+            raise
+        problem = str(error).partition("\n")[0]  # torch adds lines of advice for programmers
+        hint = "start again; --device cpu runs without the GPU, localr1 doctor looks at it"
+        raise LocalR1Error(f"the GPU failed: {problem}", hint) from error
+
+
+def out_of_memory() -> DoesNotFit:
+    """What to say when the current GPU's memory is too small."""
+    free = torch.cuda.mem_get_info()[0] / (1 << 30)
+    hint = "close what uses it, or take a smaller --context, --vram or --device cpu"
+    return DoesNotFit(f"the GPU ran out of memory; {free:.1f} GiB is free", hint)
+
+
 class GpuRunner(Runner):
     """`model` on `parts`. A token is one CUDA graph, behind one call for the CPU's layers if it has
-    any; where the mailbox does not work, kernel after kernel, and `problem` says why.
+    any; where the mailbox does not work, kernel after kernel, and `problem` says why. Its methods
+    raise what `told` does.
     """
 
     chunk = SUPER_CHUNK
@@ -44,6 +73,10 @@ class GpuRunner(Runner):
 
     def read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
         """As `Runner.read`; yields after each layer."""
+        with told():
+            yield from self._read(ids)
+
+    def _read(self, ids: list[int]) -> Iterator[float | torch.Tensor]:
         torch.set_num_threads(cpu_experts.get_threads())
         n_layers = len(self.model.blk)
         for layer, state in enumerate(halves.read(self.model, ids, self._cache)):
@@ -51,6 +84,7 @@ class GpuRunner(Runner):
             yield (layer + 1) / n_layers
         yield self.model.head(hidden, last=1)
 
+    @told()
     def step(self, token: int) -> torch.Tensor:
         """As `Runner.step`."""
         if self._graph is not None:
@@ -58,11 +92,13 @@ class GpuRunner(Runner):
         *_, hidden = self.model.layers([token], self._cache)
         return self.model.head(hidden)
 
+    @told()
     def logits(self, ids: list[int]) -> torch.Tensor:
         """As `Runner.logits`."""
         *_, hidden = self.model.layers(ids, self._cache)
         return self.model.head(hidden).cpu()
 
+    @told()
     @torch.inference_mode()
     def draw(self, sampler: Sampler, logits: torch.Tensor) -> int:
         """As `Runner.draw`."""

@@ -166,9 +166,10 @@ def test_a_launch_that_fails_is_told_and_the_next_answer_is_right(
     def broken(*_: object, **__: object) -> None:
         raise GpuError("the launch was refused")
 
-    with monkeypatch.context() as patch, pytest.raises(GpuError, match="refused"):
+    with monkeypatch.context() as patch, pytest.raises(LocalR1Error, match="refused") as caught:
         patch.setattr("localr1.gpu.norm.launch", broken)
         list(on_gpu.generate(ids, GREEDY))
+    assert "--device cpu" in caught.value.hint
     assert list(on_gpu.generate(ids, GREEDY)) == whole
 
 
