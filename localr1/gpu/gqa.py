@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from localr1.gpu import pdl
+from localr1.gpu.activations import Integers
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.launch import Configuration, launch
@@ -123,13 +124,14 @@ def attend(
     arch: int,
     splits: int,
     out: torch.Tensor | None = None,
+    made: Integers | None = None,
 ) -> torch.Tensor:
     """Queries `[T, heads, head_dim]` bf16 at positions `position ...` over the cache rows
     `[S, 2 * key heads * head_dim]` up to their own -> `[T, heads, head_dim]`, float32 if `out` is
     not given.
 
     `position` int32 `[1]`; `scale` is the softmax's; `arch` the GPU's compute capability, as 86;
-    `splits` from `splits_for`.
+    `splits` from `splits_for`; `made` is filled with the same as integers (splits.combine).
     """
     n_tokens, heads, dim = q.shape
     kv_heads, device = cache.rows.shape[-1] // (2 * dim), q.device
@@ -145,7 +147,7 @@ def attend(
         num_warps=tile.num_warps, num_stages=tile.num_stages,
         **constants(heads, kv_heads, dim, tile, device.type == "cpu"),
     )  # fmt: skip
-    combine(sums, peaks, position, tile.keys, out)
+    combine(sums, peaks, position, tile.keys, out, made)
     return out
 
 

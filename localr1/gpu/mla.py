@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from localr1.gpu import pdl
+from localr1.gpu.activations import Integers
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows, from_e4m3
 from localr1.gpu.launch import Configuration, launch
@@ -98,13 +99,14 @@ def attend(
     arch: int,
     splits: int,
     out: torch.Tensor | None = None,
+    made: Integers | None = None,
 ) -> torch.Tensor:
     """Queries `[T, heads, rank]` and `[T, heads, rope]` bf16 at positions `position ...` over the
     cache rows up to their own -> attended latents `[T, heads, rank]`, float32 if `out` is not
     given.
 
     `position` int32 `[1]`; `scale` is the softmax's; `arch` the GPU's compute capability, as 86;
-    `splits` from `splits_for`.
+    `splits` from `splits_for`; `made` is filled with the same as integers (splits.combine).
     """
     n_tokens, heads, rank = q_latent.shape
     n_rows, device = n_tokens * heads, q_latent.device
@@ -119,7 +121,7 @@ def attend(
         scale * LOG2_E, num_warps=tile.num_warps, num_stages=tile.num_stages,
         **_constants(heads, rank, q_rope.shape[-1], tile, device.type == "cpu"),
     )  # fmt: skip
-    combine(sums, peaks, position, tile.keys, out)
+    combine(sums, peaks, position, tile.keys, out, made)
     return out
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from localr1.gpu import pdl
+from localr1.gpu.activations import BLOCK, Integers, store_integers
 from localr1.gpu.cache_rows import CacheRows, store_row
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, LatentSizes
@@ -57,12 +59,15 @@ def cache_row(
 
 @triton.jit
 def rope_kernel(
-    q, kv, norm, turns, position, q_nope, q_rope, rows, scales, eps,
+    q, kv, norm, turns, position, q_nope, q_rope, words, units, sums, rows, scales, eps,
     HEADS: tl.constexpr, NOPE: tl.constexpr, ROPE: tl.constexpr, RANK: tl.constexpr,
     KV_STRIDE: tl.constexpr, BLOCK_NOPE: tl.constexpr, BLOCK_ROPE: tl.constexpr,
     BLOCK_RANK: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
-    """Token `program_id(0)`: its cache row where `program_id(1)` is 0, else TILE of its heads."""
+    """Token `program_id(0)`: its cache row where `program_id(1)` is 0, else TILE of its heads.
+
+    With `words`, plain parts of 128 values are also made integers.
+    """
     pdl.start(PDL)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -80,6 +85,10 @@ def rope_kernel(
         inside = (head < HEADS) & (plain < NOPE)
         values = tl.load(source + plain, mask=inside, other=0.0)
         tl.store(q_nope + line * NOPE + plain, values.to(q_nope.dtype.element_ty), mask=inside)
+        if words is not None:
+            block = tl.program_id(0) * HEADS + (part - 1) * TILE + tl.arange(0, TILE)
+            there = (part - 1) * TILE + tl.arange(0, TILE) < HEADS
+            store_integers(values.to(tl.float32), block, there, words, units, sums)
         inside = (head < HEADS) & (rotated < ROPE)
         values = tl.load(source + NOPE + rotated, mask=inside, other=0.0).to(tl.float32)
         values = turned(values, turns, at, ROPE, TILE, BLOCK_ROPE)
@@ -96,9 +105,10 @@ def rotate(
     cache: CacheRows,
     q_nope: torch.Tensor,
     q_rope: torch.Tensor,
+    made: Integers | None = None,
 ) -> None:
     """Write `q_nope` `[T, heads, nope]`, `q_rope` `[T, heads, rope]` (float32 or bf16) and cache
-    rows `position ... position + T - 1`.
+    rows `position ... position + T - 1`; and, if nope is 128, `q_nope` as integers too.
 
     `q` `[T, heads * (nope + rope)]` contiguous and `kv` `[T, rank + rope]` are float32 or bf16,
     `norm` float32 `[rank]`, `turns` float32 `[context, rope / 2, 2]`, `position` int32 `[1]`.
@@ -108,12 +118,13 @@ def rotate(
     constants = _constants(heads, nope, q_rope.shape[-1], norm.shape[0])
     grid = (n_tokens, 1 + triton.cdiv(heads, _HEADS))
     launch(
-        rope_kernel, grid, q, kv, norm, turns, position, q_nope, q_rope, cache.rows, cache.scales,
-        eps, KV_STRIDE=kv.stride(0), **constants,
+        rope_kernel, grid, q, kv, norm, turns, position, q_nope, q_rope,
+        *(made or (None,) * 3)[:3], cache.rows, cache.scales, eps,
+        KV_STRIDE=kv.stride(0), **constants,
     )  # fmt: skip
 
 
-def _constants(heads: int, nope: int, rope: int, rank: int) -> dict[str, int]:
+def _constants(heads: int, nope: int, rope: int, rank: int) -> dict[str, Any]:
     return {
         "HEADS": heads,
         "NOPE": nope,
@@ -140,6 +151,11 @@ def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration
             **{"position": "*i32", "q_nope": queries, "q_rope": "*bf16"},
         }
         shape = constants | {"KV_STRIDE": rank + rope + more}
+        pointers = {"words": "*i32", "units": "*fp32", "sums": "*i32"}
+        if plain == BLOCK and queries == "*fp32":
+            signature |= pointers
+        else:
+            shape |= dict.fromkeys(pointers)
         bf16, fp8 = {"rows": "*bf16"}, {"rows": "*u8", "scales": "*fp32"}
         yield Configuration(rope_kernel, signature | bf16, shape | {"scales": None}, 4, 2)
         yield Configuration(rope_kernel, signature | fp8, shape, 4, 2)

@@ -11,7 +11,7 @@ import torch
 
 from cpu_experts import QuantTensor
 from localr1.gpu import gqa, gqa_prefill
-from localr1.gpu.activations import Activations
+from localr1.gpu.activations import BLOCK, Activations, empty
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.gqa_rope import rotate
 from localr1.gpu.linear import linear
@@ -52,8 +52,13 @@ class GpuGQA:
             n_rows = len(normed) * (c.n_heads // c.n_kv_heads)
             splits = gqa.splits_for(n_rows, c.n_kv_heads, parts.multiprocessors)
             queries = self._rotated(normed, rows)
-            values = gqa.attend(queries, rows, parts.position, self.scale, parts.arch, splits)
-            linear(values.flatten(1), self.output, out=x, add=x)
+            made = None
+            if c.head_dim % BLOCK == 0:
+                made = empty(len(normed), c.n_heads * c.head_dim, x.device)
+            values = gqa.attend(
+                queries, rows, parts.position, self.scale, parts.arch, splits, made=made
+            )
+            linear(Activations(values.flatten(1), made), self.output, out=x, add=x)
             return
         for first in range(0, len(normed), PIECE):
             piece, start = slice(first, first + PIECE), cache.length + first

@@ -8,9 +8,9 @@ import torch
 
 from cpu_experts import QuantTensor
 from localr1.gpu import mla, mla_prefill
-from localr1.gpu.activations import Activations
+from localr1.gpu.activations import BLOCK, Activations, empty
 from localr1.gpu.cache_rows import CacheRows
-from localr1.gpu.linear import expanded, gemv, linear
+from localr1.gpu.linear import chained, expanded, gemv, linear
 from localr1.gpu.rope import rotate
 from localr1.gpu.tiles import FEW, PIECE
 from localr1.models.attention import HeadProjections
@@ -48,9 +48,8 @@ class GpuMLA:
 
     def __call__(self, normed: Activations, x: torch.Tensor, cache: KVCache) -> None:
         if len(normed) <= FEW:
-            queries, rotated = self._rotated(normed, cache, torch.float32)
-            values = self._absorbed(queries, rotated, cache)
-            linear(values.flatten(1), self.output, out=x, add=x)
+            attended = self._absorbed(*self._rotated(normed, cache, torch.float32), cache)
+            linear(attended, self.output, out=x, add=x)
             return
         for first in range(0, len(normed), PIECE):
             piece, start = slice(first, first + PIECE), cache.length + first
@@ -58,7 +57,7 @@ class GpuMLA:
             queries, rotated = self._rotated(
                 Activations(normed.values[piece]), cache, torch.bfloat16
             )
-            values = self._expanded(queries, rotated, cache, start)
+            values = self._expanded(queries.values, rotated, cache, start)
             linear(values.flatten(1), self.output, out=x[piece], add=x[piece])
 
     def _projected(self, normed: Activations) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +70,7 @@ class GpuMLA:
 
     def _rotated(
         self, normed: Activations, cache: KVCache, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Activations, torch.Tensor]:
         """Write the cache's rows at the position; queries `[T, heads, nope]` in `dtype`, and
         rotated ones `[T, heads, rope]` in bf16.
         """
@@ -80,26 +79,30 @@ class GpuMLA:
         shape = len(queries), c.n_heads
         q_nope = torch.empty(*shape, c.qk_nope_head_dim, dtype=dtype, device=device)
         q_rope = torch.empty(*shape, c.qk_rope_head_dim, dtype=torch.bfloat16, device=device)
+        made = None
+        if dtype == torch.float32 and c.qk_nope_head_dim == BLOCK:
+            made = empty(len(queries), BLOCK, device, c.n_heads)
         rotate(
             queries, kv, self.kv_norm, c.rms_norm_eps, self.parts.turns, self.parts.position,
-            self._rows(cache), q_nope, q_rope,
+            self._rows(cache), q_nope, q_rope, made,
         )  # fmt: skip
-        return q_nope, q_rope
+        return Activations(q_nope, made), q_rope
 
     def _rows(self, cache: KVCache) -> CacheRows:
         return CacheRows(*cache.of(self.layer))
 
-    def _absorbed(self, q_nope: torch.Tensor, q_rope: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """All heads over the latents: `[T, heads, v_head_dim]`."""
-        shape = (*q_nope.shape[:2], self.config.kv_lora_rank)
-        latent = torch.empty(shape, dtype=torch.bfloat16, device=q_nope.device)
+    def _absorbed(self, q_nope: Activations, q_rope: torch.Tensor, cache: KVCache) -> Activations:
+        """All heads over the latents: `[T, heads * v_head_dim]`."""
+        n_tokens, heads, rank = len(q_nope), self.config.n_heads, self.config.kv_lora_rank
+        device = q_rope.device
+        latent = torch.empty(n_tokens, heads, rank, dtype=torch.bfloat16, device=device)
         gemv(q_nope, self.k, out=latent)
-        splits = mla.splits_for(shape[0] * shape[1], self.parts.multiprocessors)
+        made = empty(n_tokens, rank, device, heads) if rank % BLOCK == 0 else None
         attended = mla.attend(
             latent, q_rope, self._rows(cache), self.parts.position, self.scale, self.parts.arch,
-            splits,
+            mla.splits_for(n_tokens * heads, self.parts.multiprocessors), made=made,
         )  # fmt: skip
-        return gemv(attended, self.v)
+        return chained(Activations(attended, made), self.v)
 
     def _expanded(
         self, q_nope: torch.Tensor, q_rope: torch.Tensor, cache: KVCache, start: int

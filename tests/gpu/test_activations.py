@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from localr1.gpu.activations import Activations, Integers, empty
+from localr1.gpu.linear import chained, gated_gemv, gemv
 from localr1.gpu.norm import rms_norm
+from localr1.gpu.weights import upload
+from tests.cpu_experts.blocks import random_tensor
 
 
 def values_of(made: Integers, n_rows: int, cols: int) -> torch.Tensor:
@@ -57,3 +61,26 @@ def test_norm_makes_them(device: str, cols: int) -> None:
     x, weight = torch.randn(2, cols, device=device), torch.rand(cols, device=device)
     made = empty(2, cols, x.device)
     check(made, rms_norm(x, weight, 1e-6, integers=made))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("Q4_K", (256, 512)), ("Q8_0", (3, 128, 160))])
+@pytest.mark.parametrize("n_tokens", [1, 2])
+def test_a_product_hands_them_on(
+    device: str, name: str, shape: tuple[int, ...], n_tokens: int
+) -> None:
+    """Twice: the first leaves what the second counts with."""
+    w = upload(random_tensor(name, shape, np.random.default_rng(1)), device)
+    for _ in range(2):
+        x = Activations(torch.randn(n_tokens, *shape[:-2], shape[-1]).to(device))
+        found = chained(x, w)
+        assert torch.equal(found.values, gemv(x, w).flatten(1))
+        check(found.integers, found.values)
+
+
+def test_a_gated_product_hands_them_on(device: str) -> None:
+    rng = np.random.default_rng(2)
+    both = upload([random_tensor("Q6_K", (384, 256), rng) for _ in "gu"], device, stacked=True)
+    x = Activations(torch.randn(1, 256).to(device))
+    found = chained(x, both, gated=True)
+    assert torch.equal(found.values, gated_gemv(x, both))
+    check(found.integers, found.values)
