@@ -12,6 +12,8 @@ import torch
 
 from cpu_experts import Activations, ExpertBank, bf16_products, moe_forward
 
+_CPU = torch.device("cpu")
+
 
 class Answer(NamedTuple):
     """Experts that have done their work: the CPU has nothing else to do meanwhile."""
@@ -45,13 +47,33 @@ class MLP:
         """`normed` `[T, hidden]` -> float32 `[T, hidden]`, which is still to add to `x`."""
         if not isinstance(normed, Activations):
             normed = Activations(normed.numpy())
-        bank = self.bank
-        if bf16_products.suits(len(x), bank.gate, bank.up, bank.down):
-            return torch.from_numpy(bf16_products.feed_forward(normed.tiles(), bank))
-        return torch.from_numpy(moe_forward(normed, *_only_expert(len(x)), bank))
+        return torch.from_numpy(feed_forward(normed, self.bank))
 
 
-@lru_cache(maxsize=4)
-def _only_expert(n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and weights of tokens that all take expert 0, whole."""
-    return np.zeros((n_tokens, 1), np.int32), np.ones((n_tokens, 1), np.float32)
+def feed_forward(
+    x: np.ndarray | Activations, bank: ExpertBank, out: np.ndarray | None = None
+) -> np.ndarray:
+    """The bank's only expert, which every token takes whole: `x` `[T, hidden]` -> float32
+    `[T, hidden]`, in `out` where that is given; on AMX where that suits.
+    """
+    if not bf16_products.suits(x.shape[0], bank.gate, bank.up, bank.down):
+        ids, weights = (part.numpy() for part in only_expert(x.shape[0]))
+        return moe_forward(x, ids, weights, bank, out)
+    shared = x if isinstance(x, Activations) else Activations(x)
+    answer = bf16_products.feed_forward(shared.tiles(), bank)
+    if out is None:
+        return answer
+    np.copyto(out, answer)
+    return out
+
+
+@lru_cache(maxsize=8)
+def only_expert(
+    n_tokens: int, width: int = 1, device: torch.device = _CPU
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids int32 and weights float32 `[T, width]` of tokens that all take expert 0, whole, and no
+    other.
+    """
+    ids = torch.full((n_tokens, width), -1, dtype=torch.int32, device=device)
+    ids[:, 0] = 0
+    return ids, torch.ones(n_tokens, width, device=device)

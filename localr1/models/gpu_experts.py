@@ -7,7 +7,6 @@ dense FFN in RAM goes the same way.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,11 +20,13 @@ from localr1.gpu.mailbox import Handoff, pinned
 from localr1.gpu.sizes import experts_per_token
 from localr1.gpu.tiles import FEW
 from localr1.models.architecture import Config
+from localr1.models.experts import feed_forward, only_expert
 
 if TYPE_CHECKING:
     from localr1.models.gpu import GpuParts
 
 _PIECE = 512  # tokens of a prompt at a time: R1's answers of 8 experts for them are 117 MB
+_DENSE_PIECE = 2048  # the same of a dense FFN in RAM: more need memory, and are no quicker
 
 
 class Posted(NamedTuple):
@@ -43,6 +44,7 @@ class Copied(NamedTuple):
     """A question whose copies to RAM are on their way: the CPU computes when it is waited for."""
 
     bank: ExpertBank
+    dense: bool
     question: tuple[torch.Tensor, ...]
     answer: torch.Tensor
     arrived: torch.cuda.Event | None
@@ -52,7 +54,13 @@ class Copied(NamedTuple):
         if self.arrived is not None:
             self.arrived.synchronize()
         x, ids, weights = (part.numpy() for part in self.question)
-        moe_forward(x, ids, weights, self.bank, self.answer.numpy())
+        answer = self.answer.numpy()
+        if self.dense:
+            for first in range(0, len(x), _DENSE_PIECE):
+                piece = slice(first, first + _DENSE_PIECE)
+                feed_forward(x[piece], self.bank, answer[piece])
+        else:
+            moe_forward(x, ids, weights, self.bank, answer)
         return self.answer.to(self.device, non_blocking=True, copy=True)
 
 
@@ -68,6 +76,7 @@ class Stage:
         self.config, self.device = config, device
         self.top_k = experts_per_token(config)
         self.banks: list[ExpertBank | None] = [None] * config.n_layers
+        self.dense: set[int] = set()  # layers whose bank is a dense FFN
         self.handoff: Handoff | None = None
         self._memory: list[tuple[torch.Tensor, ...]] = [(), ()]
 
@@ -86,7 +95,7 @@ class Stage:
         arrived = torch.cuda.Event(blocking=True) if normed.is_cuda else None
         if arrived is not None:
             arrived.record()
-        return Copied(bank, tuple(copies), answer, arrived, self.device)
+        return Copied(bank, layer in self.dense, tuple(copies), answer, arrived, self.device)
 
     def _part(self, *question: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Memory for a question and its answer."""
@@ -128,20 +137,11 @@ class RamMLP:
 
     def __init__(self, stage: Stage, layer: int, bank: ExpertBank) -> None:
         self.stage, self.experts = stage, RamExperts(stage, layer, bank)
+        stage.dense.add(layer)
 
     def __call__(self, normed: Activations, x: torch.Tensor) -> Copied | Posted:
-        choice = _only_expert(len(normed), self.stage.top_k, x.device)
+        choice = only_expert(len(normed), self.stage.top_k, x.device)
         return self.experts.start(normed, *choice)
-
-
-@lru_cache(maxsize=4)
-def _only_expert(
-    n_tokens: int, width: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and weights of tokens that all take expert 0, whole, and no other."""
-    ids = torch.full((n_tokens, width), -1, dtype=torch.int32, device=device)
-    ids[:, 0] = 0
-    return ids, torch.ones(n_tokens, width, device=device)
 
 
 class Computed(NamedTuple):
