@@ -18,7 +18,6 @@ from localr1.interrupts import HeldInterrupts
 from localr1.models import cache_layout, inventory
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
-from localr1.models.gguf import GGUFFile
 from localr1.models.inventory import Inventory
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Weights
@@ -203,8 +202,8 @@ def _bring_in(source: Source, how: str, found: Placement, report: Report) -> Wei
     are too big for it.
     """
     in_ram = _names(source, found, Tier.RAM)
-    split = bool(found.gpu) and isinstance(source, GGUFFile)
-    spans = source.spans(in_ram) if split and isinstance(source, GGUFFile) else None
+    split = bool(found.gpu)
+    spans = source.spans(in_ram) if split else None
     try:
         weights = holder(how, source.files, spans)
         if not found.fits:
@@ -224,5 +223,4 @@ def _bring_in(source: Source, how: str, found: Placement, report: Report) -> Wei
 
 def _release(source: Source, found: Placement) -> None:
     """Let go of the pages of weights that the GPU holds now."""
-    if isinstance(source, GGUFFile):
-        release(source.files, source.spans(_names(source, found, Tier.GPU)))
+    release(source.files, source.spans(_names(source, found, Tier.GPU)))

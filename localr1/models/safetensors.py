@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,15 @@ class HFFolder:
     def files(self) -> Mapping[Path, Buffer]:
         """The bytes of every file that holds weights, as mapped or as `move_to` left them."""
         return {self.path / entry.file: entry.data for entry in self._entries.values()}
+
+    def spans(self, names: Iterable[str]) -> dict[Path, list[tuple[int, int]]]:
+        """Where these tensors and their scales lie: (begin, end) in bytes, file by file."""
+        found: dict[Path, list[tuple[int, int]]] = {}
+        for part in (part for name in names for part in self._parts[name].values()):
+            for entry in map(self._entries.get, (part, part + _SCALE)):
+                if entry is not None:
+                    found.setdefault(self.path / entry.file, []).append((entry.begin, entry.end))
+        return found
 
     def move_to(self, files: Mapping[Path, Buffer]) -> None:
         """Take the same bytes from other memory from now on; the mappings end with their views."""
