@@ -12,15 +12,14 @@ import triton
 import triton.language as tl
 
 from localr1.gpu import pdl
-from localr1.gpu.activations import store_integers
 from localr1.gpu.bits import four
 from localr1.gpu.gemv import store
 
 
 @triton.jit
 def integer_gemv_kernel(
-    words, units, sums, data, ids, add, out, out_words, out_units, out_sums, arrived,
-    n_blocks, n_tokens, rows, cols, row_blocks, x_token, x_matrix, out_token, out_matrix,
+    words, units, sums, data, ids, add, out, n_blocks, n_tokens, rows, cols, row_blocks,
+    x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
     OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
     SPAN: tl.constexpr, CHUNKS: tl.constexpr, TOKENS: tl.constexpr, GATED: tl.constexpr,
@@ -29,8 +28,6 @@ def integer_gemv_kernel(
 ):  # fmt: skip
     """As `gemv_kernel`; `x_token` and `x_matrix` count rows of activations.
 
-    With `arrived`, out is one token's, contiguous, its matrices have multiples of 128 rows, and it
-    is made integers too.
     EMULATED is for Triton's interpreter, which knows no instruction of the GPU's.
     """
     pdl.start(PDL)
@@ -72,26 +69,6 @@ def integer_gemv_kernel(
         totals, add, out, matrix * out_matrix, first_row, n_tokens, rows,
         out_token, TOKENS, GATED, REPEAT, ROWS,
     )  # fmt: skip
-    if arrived is not None:
-        first = (matrix * rows + first_row).to(tl.int32)
-        _hand_on(out, arrived, out_words, out_units, out_sums, first, 128 // (REPEAT * ROWS))
-
-
-@triton.jit
-def _hand_on(out, arrived, words, units, sums, first, PROGRAMS: tl.constexpr):
-    """The last of the programs that make 128 values finds all of them, and makes them integers.
-
-    `arrived` int32 [blocks] is 0 before and after.
-    """
-    block = first // 128
-    tl.debug_barrier()  # all threads' stores are in front of the sum
-    before = tl.atomic_add(arrived + block, 1, sem="acq_rel")
-    if before == PROGRAMS - 1:
-        own = block + tl.arange(0, 1)
-        place = own[:, None] * 128 + tl.arange(0, 128)[None, :]
-        values = tl.load(out + place, cache_modifier=".cg")  # others wrote them
-        store_integers(values, own, own >= 0, words, units, sums)
-        tl.store(arrived + block, 0)
 
 
 @triton.jit

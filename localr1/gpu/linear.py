@@ -12,11 +12,9 @@ weights.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
-from localr1.gpu.activations import BLOCK, Activations, Integers, empty
+from localr1.gpu.activations import Activations
 from localr1.gpu.expansion import expand_kernel
 from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.gemv import gemv_kernel
@@ -25,8 +23,6 @@ from localr1.gpu.launch import architecture, launch
 from localr1.gpu.matmul import matmul_kernel
 from localr1.gpu.tiles import EXPANDED, FEW, GemvTile, gemv_tile, matmul_tile
 from localr1.gpu.weights import GpuWeight
-
-_MOST = 1 << 19  # values that a kernel hands on as integers
 
 
 def linear(
@@ -73,28 +69,6 @@ def gated_gemv(
     return _gemv(x, w, out, None, None, tile, 1, w.shape[-2:], True)
 
 
-def chained(x: Activations, w: GpuWeight, gated: bool = False) -> Activations:
-    """`gemv` or `gated_gemv` whose result is the next product's input: `[T, n * rows]`.
-
-    One token's becomes integers on the way where that costs no kernel.
-    """
-    rows, cols = w.shape[-2:]
-    n = 1 if gated else _matrices(w, None)
-    device = w.data.device
-    out = torch.empty(len(x), *([n] if n > 1 else []), rows, dtype=torch.float32, device=device)
-    made = None
-    if GPU_FORMATS[w.format].integer and len(x) == 1 and rows % BLOCK == 0 and n * rows <= _MOST:
-        made = empty(1, n * rows, device)
-    _gemv(x, w, out, None, None, None, n, (rows, cols), gated, made)
-    return Activations(out.flatten(1), made)
-
-
-@cache
-def _arrived(device: torch.device) -> torch.Tensor:
-    """Counters that a kernel leaves as it found them; kernels that share them never overlap."""
-    return torch.zeros(_MOST // BLOCK, dtype=torch.int32, device=device)
-
-
 def matmul(
     x: torch.Tensor,
     w: GpuWeight,
@@ -138,7 +112,6 @@ def _gemv(
     n: int,
     shape: tuple[int, ...],
     gated: bool,
-    made: Integers | None = None,
 ) -> torch.Tensor:
     rows, cols = shape
     activations = x if isinstance(x, Activations) else Activations(x)
@@ -153,9 +126,8 @@ def _gemv(
     if GPU_FORMATS[w.format].integer:
         own = activations.integers
         between = (own.between, int(own.between > 1))  # rows between tokens, between matrices
-        next_one = (None,) * 4 if made is None else (*made[:3], _arrived(x.device))
         launch(
-            integer_gemv_kernel, grid, *own[:3], w.data, ids, add, out, *next_one, *sizes,
+            integer_gemv_kernel, grid, *own[:3], w.data, ids, add, out, *sizes,
             own.row_blocks, *between, *strides[2:], EMULATED=not x.is_cuda, **options,
         )  # fmt: skip
     else:

@@ -40,8 +40,6 @@ def configurations(
                 for tile, gated in sorted(_gemv_tiles(arch, sizes, name, n), key=str):
                     if not (gated and add):
                         yield gemv_configuration(name, tile, n, gated, x, out, add)
-                    if (n, out, add) == (1, "*fp32", None) and GPU_FORMATS[name].integer:
-                        yield gemv_configuration(name, tile, 1, gated, x, out, add, hands_on=True)
             for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
                 yield _matmul(name, large, x, out, add)
         for out in ("*fp32", "*bf16"):
@@ -136,22 +134,14 @@ def gemv_configuration(
     out: str,
     add: str | None,
     ids: str | None = None,
-    hands_on: bool = False,
 ) -> Configuration:
-    """`gemv` for `n` tokens of kind `x`, with pointers of the kinds `out`, `add`, `ids`; or
-    `chained`, which hands integers on.
-    """
+    """`gemv` for `n` tokens of kind `x`, with pointers of the kinds `out`, `add`, `ids`."""
     own = tile.constants(name, n, gated)
     if not GPU_FORMATS[name].integer:
         return _configuration(gemv_kernel, name, own, x, out, add, ids, tile.num_warps, 2)
     signature = {"words": "*i32", "units": "*fp32", "sums": "*i32", "data": "*u8", "out": out}
     signature |= dict.fromkeys((*_COUNTS, "row_blocks"), "i32")
     signature, own = _with_pointers(signature, own | {"EMULATED": False}, add, ids)
-    next_one = {"out_words": "*i32", "out_units": "*fp32", "out_sums": "*i32", "arrived": "*i32"}
-    if hands_on:
-        signature |= next_one
-    else:
-        own |= dict.fromkeys(next_one)
     return Configuration(integer_gemv_kernel, signature, own, tile.num_warps, 2)
 
 

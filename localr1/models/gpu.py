@@ -15,7 +15,7 @@ from cpu_experts import ExpertBank, QuantTensor
 from localr1.gpu.activation import swiglu
 from localr1.gpu.activations import Activations, empty
 from localr1.gpu.launch import architecture
-from localr1.gpu.linear import chained, linear, matmul
+from localr1.gpu.linear import gated_gemv, linear, matmul
 from localr1.gpu.norm import rms_norm
 from localr1.gpu.router import route
 from localr1.gpu.tiles import FEW, PIECE
@@ -178,13 +178,13 @@ class GpuMLP:
         for piece, out in zip(normed.values.split(PIECE), x.split(PIECE), strict=True):
             linear(self._gated(Activations(piece)), self.down, out=out, add=out)
 
-    def _gated(self, x: Activations) -> Activations | torch.Tensor:
+    def _gated(self, x: Activations) -> torch.Tensor:
         """silu(gate . x) * (up . x)."""
         if not self.joined:
             return swiglu(*(linear(x, weight) for weight in self.gate_up))
         (weight,) = self.gate_up
         if len(x) <= FEW:
-            return chained(x, weight, gated=True)
+            return gated_gemv(x, weight)
         both = matmul(x.values, weight)
         return swiglu(both[:, 0], both[:, 1])
 

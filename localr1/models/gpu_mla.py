@@ -10,7 +10,7 @@ from cpu_experts import QuantTensor
 from localr1.gpu import mla, mla_prefill
 from localr1.gpu.activations import BLOCK, Activations, empty
 from localr1.gpu.cache_rows import CacheRows
-from localr1.gpu.linear import chained, expanded, gemv, linear
+from localr1.gpu.linear import expanded, gemv, linear
 from localr1.gpu.rope import rotate
 from localr1.gpu.tiles import FEW, PIECE
 from localr1.models.attention import HeadProjections
@@ -91,7 +91,7 @@ class GpuMLA:
     def _rows(self, cache: KVCache) -> CacheRows:
         return CacheRows(*cache.of(self.layer))
 
-    def _absorbed(self, q_nope: Activations, q_rope: torch.Tensor, cache: KVCache) -> Activations:
+    def _absorbed(self, q_nope: Activations, q_rope: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """All heads over the latents: `[T, heads * v_head_dim]`."""
         n_tokens, heads, rank = len(q_nope), self.config.n_heads, self.config.kv_lora_rank
         device = q_rope.device
@@ -102,7 +102,7 @@ class GpuMLA:
             latent, q_rope, self._rows(cache), self.parts.position, self.scale, self.parts.arch,
             mla.splits_for(n_tokens * heads, self.parts.multiprocessors), made=made,
         )  # fmt: skip
-        return chained(Activations(attended, made), self.v)
+        return gemv(Activations(attended, made), self.v).flatten(1)
 
     def _expanded(
         self, q_nope: torch.Tensor, q_rope: torch.Tensor, cache: KVCache, start: int

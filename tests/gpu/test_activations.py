@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from localr1.gpu.activations import Activations, Integers, empty
-from localr1.gpu.linear import chained, gated_gemv, gemv
+from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.norm import rms_norm
-from localr1.gpu.weights import upload
-from tests.cpu_experts.blocks import random_tensor
+from localr1.gpu.rope import rotate
+from localr1.gpu.splits import combine
 
 
 def values_of(made: Integers, n_rows: int, cols: int) -> torch.Tensor:
@@ -63,24 +62,26 @@ def test_norm_makes_them(device: str, cols: int) -> None:
     check(made, rms_norm(x, weight, 1e-6, integers=made))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("Q4_K", (256, 512)), ("Q8_0", (3, 128, 160))])
-@pytest.mark.parametrize("n_tokens", [1, 2])
-def test_a_product_hands_them_on(
-    device: str, name: str, shape: tuple[int, ...], n_tokens: int
-) -> None:
-    """Twice: the first leaves what the second counts with."""
-    w = upload(random_tensor(name, shape, np.random.default_rng(1)), device)
-    for _ in range(2):
-        x = Activations(torch.randn(n_tokens, *shape[:-2], shape[-1]).to(device))
-        found = chained(x, w)
-        assert torch.equal(found.values, gemv(x, w).flatten(1))
-        check(found.integers, found.values)
+def test_the_joining_of_splits_makes_them(device: str) -> None:
+    """Two tokens, three heads, latents of 256: a row for each head."""
+    sums, peaks = torch.randn(6, 4, 256, device=device), torch.randn(6, 4, device=device)
+    position = torch.full((1,), 200, dtype=torch.int32, device=device)
+    out, made = torch.empty(2, 3, 256, device=device), empty(2, 256, sums.device, 3)
+    combine(sums, peaks, position, 32, out, made)
+    check(made, out.flatten(0, 1))
 
 
-def test_a_gated_product_hands_them_on(device: str) -> None:
-    rng = np.random.default_rng(2)
-    both = upload([random_tensor("Q6_K", (384, 256), rng) for _ in "gu"], device, stacked=True)
-    x = Activations(torch.randn(1, 256).to(device))
-    found = chained(x, both, gated=True)
-    assert torch.equal(found.values, gated_gemv(x, both))
-    check(found.integers, found.values)
+def test_queries_are_made_them(device: str) -> None:
+    """Plain parts of 128 beside rotated ones of 16, of more heads than a program takes."""
+    heads, rank, rope = 11, 32, 16
+    q, kv = torch.randn(2, heads * (128 + rope)), torch.randn(2, rank + rope)
+    turns, norm = torch.randn(8, rope // 2, 2), torch.rand(rank)
+    q, kv, turns, norm = (part.to(device) for part in (q, kv, turns, norm))
+    position = torch.full((1,), 3, dtype=torch.int32, device=device)
+    rows = CacheRows(torch.zeros(8, rank + rope, dtype=torch.bfloat16, device=device))
+    plain = torch.empty(2, heads, 128, device=device)
+    rotated = torch.empty(2, heads, rope, dtype=torch.bfloat16, device=device)
+    made = empty(2, 128, q.device, heads)
+    rotate(q, kv, norm, 1e-6, turns, position, rows, plain, rotated, made)
+    assert torch.equal(plain, q.view(2, heads, -1)[..., :128])
+    check(made, plain.flatten(0, 1))
