@@ -132,7 +132,7 @@ def measure(
     """
     cpu_experts.set_threads(options.threads)
     quant = options.quant or "Q4_K_M"
-    stock, gpu = inventory.from_rule(config, quant), _gpu(found, options.vram)
+    stock, gpu = inventory.from_rule(config, quant, newer=True), _gpu(found, options.vram)
     stock = stock.with_cache(options.cache)
     if gpu is None and options.cache != IN_16_BITS:
         hint = "leave it out: on the CPU the cache is kept in 32 bits"

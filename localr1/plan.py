@@ -289,11 +289,11 @@ def explain(choice: Choice, name: str) -> str:
 
 def _why(choice: Choice, weights: list[Weight], kind: Kind, tier: Tier) -> str:
     plan = choice.placement
-    total = sum(weight.nbytes for weight in weights)
+    total = sum(weight.bytes_in(tier) for weight in weights)
     what = (
         weights[0].name if len(weights) == 1 else f"{len(weights)} weights, from {weights[0].name}"
     )
-    read = sum(weight.nbytes * weight.read_fraction for weight in weights)
+    read = sum(weight.bytes_in(tier) * weight.read_fraction for weight in weights)
     head = (
         f"{what} ({kind.value}, {size(total)}, of which a token reads {size(read)}): "
         f"{'VRAM' if tier is Tier.GPU else tier.name if tier is Tier.RAM else 'the disk'}."

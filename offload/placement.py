@@ -41,6 +41,11 @@ class Weight:
     read_fraction: float  # share of its bytes that one decoded token reads
     kind: Kind
     values: int = 0  # numbers that it holds: the arithmetic of a prompt; 0 where none is done
+    gpu_extra: int = 0  # bytes that a GPU holds more of it, where it needs it in another form
+
+    def bytes_in(self, tier: Tier) -> int:
+        """What it takes there."""
+        return self.nbytes + (self.gpu_extra if tier is Tier.GPU else 0)
 
     @property
     def layer(self) -> int:

@@ -163,7 +163,7 @@ class _Problem:
             if least > left or (found and hopeless):
                 continue
             order = self.order(cpu_layers)
-            most = min(bisect_right(order.nbytes, left) - 1, order.most)
+            most = min(bisect_right(order.gpu_nbytes, left) - 1, order.most)
             last = self._cut(order, most, context)
             fits = last is not None and last.fits
             if fits or not found:
@@ -214,10 +214,10 @@ class _Problem:
         o, gpu, ram = cut.order, cut.gpu, cut.ram
         on_cpu = 1 - o.routed[gpu] / o.routed[-1] if o.routed[-1] else 0.0
         hidden = o.shared[gpu] * on_cpu
-        layers = int(o.attention[gpu])
+        layers, extra = int(o.attention[gpu]), o.gpu_nbytes[gpu] - o.nbytes[gpu]
         cache = self.demands.cache_gpu * layers * DEPTH
         return Traffic(
-            gpu_bytes=o.read[gpu] - hidden + cache,
+            gpu_bytes=o.read[gpu] + extra - hidden + cache,
             gpu_hidden_bytes=hidden,
             ram_bytes=o.read[ram] - o.read[gpu] + self.embedding.read,
             linear_bytes=o.linear[ram] - o.linear[gpu],
@@ -228,12 +228,12 @@ class _Problem:
             decode_operations=self.demands.decode_operations,
             prompt_operations=self.demands.prompt_operations,
             prompt_ram_bytes=o.prompt[ram] - o.prompt[gpu],
-            prompt_gpu_bytes=o.prompt[gpu],
+            prompt_gpu_bytes=o.prompt[gpu] + extra,
             prompt_disk_bytes=o.prompt[-1] - o.prompt[ram],
             cpu_operations=o.weighed[-1] - o.weighed[gpu],
             gpu_operations=o.operations[gpu],
             stored_bytes=int(o.nbytes[ram]) + self.embedding.nbytes,
-            uploaded_bytes=int(o.nbytes[gpu]),
+            uploaded_bytes=int(o.gpu_nbytes[gpu]),
         )
 
     def placement(self, cut: _Cut | None, context: int, asked: int) -> Placement:
@@ -277,7 +277,7 @@ class _Problem:
         sizes: dict[Kind, int] = dict.fromkeys(Kind, 0)
         for weight in self.weights:
             if tiers[weight.name] is tier:
-                sizes[weight.kind] += weight.nbytes
+                sizes[weight.kind] += weight.bytes_in(tier)
         return [Item(kind.value, nbytes) for kind, nbytes in sizes.items() if nbytes]
 
 

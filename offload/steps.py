@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from offload.placement import Kind, Weight
+from offload.placement import Kind, Tier, Weight
 from offload.predict import prompt_cost
 
 _ORDER = [Kind.ATTENTION, Kind.SHARED, Kind.HEAD, Kind.DENSE, Kind.ROUTED]
@@ -25,6 +25,7 @@ class Step:
     layer: int
     weights: tuple[Weight, ...]
     nbytes: int
+    gpu_nbytes: int
     read: float  # bytes, by a token
     prompt_read: float  # bytes, by a prompt
     operations: float  # by a prompt
@@ -50,6 +51,7 @@ class Order:
         self.least = sum(step.kind not in _FFNS for step in there)
         self.most = sum(step.kind != Kind.ROUTED for step in there) if cpu_layers else len(there)
         self.nbytes = self._totals(lambda s: s.nbytes)
+        self.gpu_nbytes = self._totals(lambda s: s.gpu_nbytes)
         self.read = self._totals(lambda s: s.read)
         self.shared = self._totals(lambda s: s.read * (s.kind == Kind.SHARED))
         self.linear = self._totals(lambda s: s.read * (s.kind in (Kind.ATTENTION, Kind.HEAD)))
@@ -85,6 +87,7 @@ def step(kind: Kind, layer: int, weights: Sequence[Weight], isa: str) -> Step:
         layer=layer,
         weights=tuple(weights),
         nbytes=sum(weight.nbytes for weight in weights),
+        gpu_nbytes=sum(weight.bytes_in(Tier.GPU) for weight in weights),
         read=sum(weight.nbytes * weight.read_fraction for weight in weights),
         prompt_read=sum(row[0] for row in prompts),
         operations=sum(row[1] for row in prompts),
@@ -97,5 +100,5 @@ def least_bytes(steps: Iterable[Step], n_layers: int) -> list[int]:
     by_layer = [0] * n_layers
     for step in steps:
         if step.kind not in _FFNS:
-            by_layer[min(step.layer, n_layers - 1)] += step.nbytes
+            by_layer[min(step.layer, n_layers - 1)] += step.gpu_nbytes
     return list(accumulate(reversed(by_layer)))[::-1]

@@ -94,7 +94,7 @@ def test_what_is_done_side_by_side_is_no_negative_waiting() -> None:
 def test_the_limit_is_of_all_bytes_that_a_token_reads(
     result: dict[str, Any], tiny: ModelConfig
 ) -> None:
-    limits, stock = result["limits"], inventory.from_rule(tiny, "Q4_K_M")
+    limits, stock = result["limits"], inventory.from_rule(tiny, "Q4_K_M", newer=True)
     read = sum(weight.nbytes * weight.read_fraction for weight in stock.weights)
     cache = stock.demands.cache_gpu * tiny.n_layers * (QUICK.context - QUICK.tokens)
     assert limits["ram_bytes_per_token"] == pytest.approx(read + cache)

@@ -13,12 +13,13 @@ from localr1.gpu.driver import GpuError
 from localr1.gpu.kernels import kernels
 from localr1.gpu.launch import architecture
 from localr1.gpu.warmup import warmup
-from localr1.models import cache_layout
+from localr1.models import cache_layout, inventory
 from localr1.models.architecture import Config
+from localr1.models.config import ModelConfig
 from localr1.models.gpu import GpuParts
 from localr1.models.linear import Weights
 from localr1.models.transformer import Transformer
-from offload.placement import Placement, Tier
+from offload.placement import Kind, Placement, Tier
 
 Report = Callable[[Progress], None]
 
@@ -36,7 +37,8 @@ def gpu_runner(
     on_gpu = [name for name, tier in found.tiers.items() if tier is Tier.GPU and name in weights]
     try:
         _compile(config, weights, on_gpu, index, cache, report)
-        total = sum(weights[name].nbytes for name in on_gpu)
+        sent = set(Kind) - {Kind.ROUTER}  # which comes otherwise, and is little
+        total = sum(item.nbytes for item in found.gpu if item.name in sent)
         with torch.inference_mode():
             parts = GpuParts(
                 config, found.context, f"cuda:{index}", set(on_gpu).__contains__,
@@ -54,15 +56,26 @@ def _compile(
     config: Config, weights: Weights, on_gpu: Iterable[str], index: int, cache: str, report: Report
 ) -> None:
     """Compile the kernels that the disk lacks."""
-    formats: dict[bool, set[str]] = {False: set(), True: set()}
-    for name in on_gpu:
-        formats["_exps." in name].add(weights[name].format.name)
+    formats = formats_of(config, weights, on_gpu)
     arch = architecture(index)
     eight_bit = cache == cache_layout.IN_8_BITS
-    wanted = kernels(arch, config, formats[False], formats[True], eight_bit)
+    wanted = kernels(arch, config, *formats, eight_bit)
     for done, total in warmup(wanted, arch):
         if total:
             report(Progress("Compiling GPU kernels, first run only", done, total, "kernels"))
+
+
+def formats_of(
+    config: Config, weights: Weights, on_gpu: Iterable[str]
+) -> tuple[set[str], set[str]]:
+    """The formats that these weights have on a GPU: outside the routed experts, and theirs."""
+    others, experts = set[str](), set[str]()
+    for name in on_gpu:
+        found = weights[name].format.name
+        (experts if "_exps." in name else others).add(found)
+        if name.endswith("attn_kv_b.weight") and isinstance(config, ModelConfig):
+            others.add(inventory.keys_on_gpu(found, config))
+    return others, experts
 
 
 def _sent(report: Report, total: int) -> Callable[[int], None]:

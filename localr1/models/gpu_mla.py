@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from cpu_experts import QuantTensor
@@ -120,9 +121,15 @@ class GpuMLA:
 
 
 def _transposed(k: QuantTensor) -> QuantTensor:
-    """Keys `[heads, nope, rank]` of an old file the other way round, in float16.
-
-    Quantised blocks run along the rows: they cannot be turned without being undone.
+    """Keys `[heads, nope, rank]` of an old file the other way round: floats as they are, others,
+    whose blocks run along the rows and must be undone, in float16 (inventory.keys_on_gpu).
     """
-    turned = k.dequantize().transpose(0, 2, 1).astype("float16")
-    return QuantTensor("F16", turned.shape, (turned.copy().view("uint8"),))
+    heads, nope, rank = k.shape
+    if k.format.name in ("F32", "F16", "BF16"):
+        width = f"u{k.format.block_bytes}"
+        turned = np.stack([part.reshape(nope, -1).view(width).T for part in k.parts])
+        kind = k.format.name
+    else:
+        turned, kind = k.dequantize().transpose(0, 2, 1).astype("float16"), "F16"
+    data = np.ascontiguousarray(turned).view("uint8")
+    return QuantTensor(kind, (heads, rank, nope), (data,))

@@ -18,7 +18,7 @@ from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.dense_config import ROPE_FREQS, DenseConfig
-from localr1.models.quant_rules import DEFAULTS, family_of, nbytes_of, type_of
+from localr1.models.quant_rules import BLOCKS, DEFAULTS, family_of, nbytes_of, type_of
 from localr1.models.shapes import Shape, weight_shapes
 from offload.placement import Demands, Kind, Weight
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from localr1.models.source import Source
 
 _NEWER_LAYOUT = ("attn_k_b.weight", "attn_v_b.weight")
+_OLDER_LAYOUT = ("attn_kv_b.weight",)
 # What publishers' own mixes give to everything but the routed experts, by the name's beginning.
 _MIXED_BASE = (("UD-", "Q6_K"), ("FP8", "Q8_0"), ("", "Q4_K_M"))
 
@@ -59,25 +60,29 @@ class Inventory:
 def from_source(source: Source, config: Config) -> Inventory:
     """The weights of an open file, exactly; its header and MTP layer are `Kind.UNUSED`."""
     sizes = [(name, source[name]) for name in source.names()]
-    weights = [_weight(name, w.shape, w.nbytes, config) for name, w in sizes]
+    weights = [_weight(name, w.shape, w.format.name, w.nbytes, config) for name, w in sizes]
     header = source.nbytes - sum(weight.nbytes for weight in weights)
     weights.append(Weight("header", max(0, header), 0.0, Kind.UNUSED))
     return Inventory(tuple(weights), demands(config), config.max_context)
 
 
-def from_rule(config: Config, quant: str, file_bytes: int | None = None) -> Inventory:
-    """The weights that a file of `quant` holds. `file_bytes` is its size, where that is known.
+def from_rule(
+    config: Config, quant: str, file_bytes: int | None = None, newer: bool = False
+) -> Inventory:
+    """The weights that a file of `quant` holds. `file_bytes` is its size, where that is known;
+    `newer`: in the newer of the two layouts of attention. The published R1 files have the older
+    one, which takes 0.1 % less in a file and 5 % more of what a GPU holds (`keys_on_gpu`).
 
     Quants without a rule (publishers' mixes) take what `file_bytes` leaves for the routed experts.
     Raises Unsupported where there is neither.
     """
     if quant in DEFAULTS:
-        return Inventory(tuple(_by_rule(config, quant)), demands(config), config.max_context)
+        return Inventory(tuple(_by_rule(config, quant, newer)), demands(config), config.max_context)
     if file_bytes is None:
         hint = f"known are {', '.join(DEFAULTS)}; or give the path of its file"
         raise Unsupported(f"how big {quant} is cannot be said from its name", hint)
     base = next(kind for start, kind in _MIXED_BASE if quant.startswith(start))
-    weights = tuple(_by_rule(config, base))
+    weights = tuple(_by_rule(config, base, newer))
     scaled = Kind.ROUTED if any(w.kind == Kind.ROUTED for w in weights) else Kind.DENSE
     kept = sum(weight.nbytes for weight in weights if weight.kind != scaled)
     values = sum(weight.values for weight in weights if weight.kind == scaled)
@@ -91,24 +96,21 @@ def from_rule(config: Config, quant: str, file_bytes: int | None = None) -> Inve
 
 
 def _scaled(weight: Weight, bytes_per_value: float) -> Weight:
-    nbytes = int(weight.values * bytes_per_value)
-    return Weight(weight.name, nbytes, weight.read_fraction, weight.kind, weight.values)
+    return replace(weight, nbytes=int(weight.values * bytes_per_value))
 
 
-def _by_rule(config: Config, quant: str) -> Iterator[Weight]:
+def _by_rule(config: Config, quant: str, newer: bool) -> Iterator[Weight]:
     family = family_of(config)
-    for name, shape in _shapes(config):
-        nbytes = nbytes_of(type_of(name, shape, quant, family), shape)
-        yield _weight(name, shape, nbytes, config)
+    for name, shape in _shapes(config, newer):
+        kind = type_of(name, shape, quant, family)
+        yield _weight(name, shape, kind, nbytes_of(kind, shape), config)
 
 
-def _shapes(config: Config) -> Iterator[tuple[str, Shape]]:
-    """The weights of a newly made file; DeepSeek's in the older of the two layouts of attention.
-
-    The published R1 files have that one; the newer layout is 0.1 % bigger.
-    """
+def _shapes(config: Config, newer: bool) -> Iterator[tuple[str, Shape]]:
+    """The weights of a newly made file."""
+    other_layout = _OLDER_LAYOUT if newer else _NEWER_LAYOUT
     for name, shape in weight_shapes(config).items():
-        if name.endswith((*_NEWER_LAYOUT, ROPE_FREQS)):
+        if name.endswith((*other_layout, ROPE_FREQS)):
             continue
         if isinstance(config, ModelConfig) and _is_unused_bias(name, config):
             continue
@@ -119,7 +121,7 @@ def _is_unused_bias(name: str, config: ModelConfig) -> bool:
     return name.endswith("exp_probs_b.bias") and config.topk_method != "noaux_tc"
 
 
-def _weight(name: str, shape: Shape, nbytes: int, config: Config) -> Weight:
+def _weight(name: str, shape: Shape, format: str, nbytes: int, config: Config) -> Weight:
     kind = _kind(name, config)
     fraction = 1.0
     if kind == Kind.ROUTED and isinstance(config, ModelConfig):
@@ -129,7 +131,37 @@ def _weight(name: str, shape: Shape, nbytes: int, config: Config) -> Weight:
     elif kind == Kind.UNUSED:
         fraction = 0.0
     values = 0 if kind in (Kind.EMBEDDING, Kind.UNUSED) else math.prod(shape)
-    return Weight(name, nbytes, fraction, kind, values)
+    extra = 0
+    if kind == Kind.ROUTER:  # float32 on a GPU, whatever the file has
+        extra = 4 * math.prod(shape) - nbytes
+    elif kind == Kind.ATTENTION and name.endswith(_OLDER_LAYOUT):
+        assert isinstance(config, ModelConfig)
+        extra = _turned_extra(shape, format, nbytes, config)
+    return Weight(name, nbytes, fraction, kind, values, extra)
+
+
+def keys_on_gpu(format: str, config: ModelConfig) -> str:
+    """The format of the keys that a GPU makes of an `attn_kv_b` in `format`.
+
+    It wants them the other way round. Blocks run along rows, so they are undone; floats only move.
+    """
+    if _is_cut(format, config):
+        return "F32"
+    return format if BLOCKS.get(format, (0, 0))[0] == 1 else "F16"
+
+
+def _is_cut(format: str, config: ModelConfig) -> bool:
+    """Whether FP8's scales reach over keys and values, and attention.py makes float32 of both."""
+    return format == "FP8_E4M3" and bool(config.qk_nope_head_dim % 128 or config.v_head_dim % 128)
+
+
+def _turned_extra(shape: Shape, format: str, nbytes: int, c: ModelConfig) -> int:
+    """What a GPU holds more of an `attn_kv_b`."""
+    if _is_cut(format, c):
+        return nbytes_of("F32", shape) - nbytes
+    keys, both = c.qk_nope_head_dim, c.qk_nope_head_dim + c.v_head_dim
+    turned = nbytes_of(keys_on_gpu(format, c), (c.n_heads * keys, c.kv_lora_rank))
+    return turned - nbytes * keys // both
 
 
 def _kind(name: str, config: Config) -> Kind:

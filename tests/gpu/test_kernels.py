@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from localr1.engine.gpu_load import formats_of
 from localr1.gpu import launch
 from localr1.gpu.cubins import Configuration
 from localr1.gpu.kernels import kernels
@@ -21,6 +22,9 @@ from tests.gpu.test_model import PLACES
 
 MODELS: dict[str, Callable[[Path], Path]] = {
     "deepseek": lambda at: toy.gguf(toy.hf_folder(at, toy.config()), at / "toy.gguf"),
+    "deepseek, old layout": lambda at: toy.gguf(
+        toy.hf_folder(at, toy.config()), at / "toy.gguf", "Q8_0", layout="kv_b"
+    ),
     **{
         name: lambda at, name=name: toy_dense.gguf_file(
             toy_dense.hf_folder(at, toy_dense.config(name)), at / "toy.gguf", "Q8_0"
@@ -62,8 +66,8 @@ def test_nothing_is_launched_that_was_not_compiled(
         for n_tokens in (1, 9, 20):
             *_, hidden = model.layers([0] * n_tokens, model.new_cache(64))
             model.head(hidden, last=1)
-    formats = {source[name].format.name for name in source.names()}
-    wanted = kernels(parts.arch, config, formats, formats, cache == IN_8_BITS)
+    formats = formats_of(config, source, source.names())
+    wanted = kernels(parts.arch, config, *formats, cache == IN_8_BITS)
     compiled = {told(made) for made in wanted}
     assert launched
     assert not sorted(launched - compiled)

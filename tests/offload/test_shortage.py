@@ -43,7 +43,7 @@ def test_a_gpu_without_room_can_have_some() -> None:
 
 
 def test_fewer_layers_can_be_left_to_the_cpu() -> None:
-    found, roomier = planned(stock_of("deepseek-r1"), 16, 512, 131_072)
+    found, roomier = planned(stock_of("deepseek-r1"), 17, 512, 131_072)
     assert found.cpu_layers and found.context == 131_072
     assert roomier is not None and roomier.gpu and roomier.context == 131_072
     assert not roomier.cpu_layers
