@@ -28,47 +28,88 @@ def integer_gemv_kernel(
 ):  # fmt: skip
     """As `gemv_kernel`; `x_token` and `x_matrix` count rows of activations.
 
+    The first weights are on their way while the kernel in front ends: nobody writes those.
     EMULATED is for Triton's interpreter, which knows no instruction of the GPU's.
     """
-    pdl.start(PDL)
+    if ids is not None:  # that kernel may have chosen them
+        pdl.start(PDL)
     N: tl.constexpr = 2 * REPEAT if GATED else REPEAT
-    matrix = tl.program_id(1).to(tl.int64)
+    matrix = tl.program_id(1)
+    chosen = matrix if ids is None else tl.load(ids + matrix)
     first_row = tl.program_id(0) * (REPEAT * ROWS)
-    blocks = cols // (16 * GROUPS * CHUNKS)
-    n_chunks = blocks * CHUNKS
-    chosen = matrix if ids is None else tl.load(ids + matrix).to(tl.int64)
-    n_blocks = n_blocks.to(tl.int64)
-    down = tl.expand_dims(tl.arange(0, ROWS), 1)
-    lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 4), 0), 0)
+    first_block = chosen.to(tl.int64) * rows * (cols // (16 * GROUPS * CHUNKS))
+    n_chunks = cols // (16 * GROUPS)
+    c = tl.expand_dims(tl.arange(0, WIDTH), 0) + tl.zeros([ROWS, 1], tl.int32)
+    parts = _weights(
+        data, n_blocks, first_block, first_row, rows, cols, tl.minimum(c, n_chunks - 1),
+        LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,
+    )  # fmt: skip
+    if ids is None:
+        pdl.start(PDL)
     totals = ()
     for _ in tl.static_range(N * TOKENS):
         totals = totals + (tl.zeros([ROWS, WIDTH], tl.float32),)
-    for start in tl.range(0, n_chunks, WIDTH, loop_unroll_factor=UNROLL):
-        c = start + tl.expand_dims(tl.arange(0, WIDTH), 0) + tl.zeros([ROWS, 1], tl.int32)
-        inside = c < n_chunks
-        c = tl.minimum(c, n_chunks - 1)
-        parts = ()
-        for i in tl.static_range(N):
-            row = tl.minimum(first_row + i % REPEAT * ROWS + down, rows - 1)
-            first = ((chosen + i // REPEAT) * rows + row) * blocks
-            parts = parts + (LOAD(data, None, n_blocks, first, row, c, lane, cols, True),)
-        k = c // HALVES * SPAN + c % HALVES * 16
-        new = ()
-        for t in tl.static_range(TOKENS):
-            token = tl.minimum(t, n_tokens - 1)
-            block = (token * x_token + matrix.to(tl.int32) * x_matrix) * row_blocks + k // 128
-            x = _activations(words, sums, block, k % 128, GROUPS, GROUP_STEP)
-            unit = tl.where(inside, tl.load(units + block), 0.0)
-            for i in tl.static_range(N):
-                product = _product(
-                    x, parts[i], c, CODES, SCALES, N_SCALES, OFFSET, GROUPS, EMULATED
-                )
-                new = new + (totals[t * N + i] + unit * product,)
-        totals = new
+    totals = _step(
+        totals, parts, c, n_chunks, words, units, sums, matrix * x_matrix, n_tokens, x_token,
+        row_blocks, CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, TOKENS, N,
+        EMULATED,
+    )  # fmt: skip
+    for start in tl.range(WIDTH, n_chunks, WIDTH, loop_unroll_factor=UNROLL):
+        own = start + c
+        parts = _weights(
+            data, n_blocks, first_block, first_row, rows, cols, tl.minimum(own, n_chunks - 1),
+            LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,
+        )  # fmt: skip
+        totals = _step(
+            totals, parts, own, n_chunks, words, units, sums, matrix * x_matrix, n_tokens, x_token,
+            row_blocks, CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, TOKENS,
+            N, EMULATED,
+        )  # fmt: skip
     store(
-        totals, add, out, matrix * out_matrix, first_row, n_tokens, rows,
+        totals, add, out, matrix.to(tl.int64) * out_matrix, first_row, n_tokens, rows,
         out_token, TOKENS, GATED, REPEAT, ROWS,
     )  # fmt: skip
+
+
+@triton.jit
+def _weights(
+    data, n_blocks, first_block, first_row, rows, cols, c,
+    LOAD: tl.constexpr, BLOCK_GROUPS: tl.constexpr, N: tl.constexpr, REPEAT: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Chunks c of N rows, of `REPEAT * ROWS` from `first_row` on, and of the next matrix' too."""
+    lane = tl.expand_dims(tl.expand_dims(tl.arange(0, 4), 0), 0)
+    blocks = cols // (16 * BLOCK_GROUPS)
+    parts = ()
+    for i in tl.static_range(N):
+        row = first_row + i % REPEAT * ROWS + tl.expand_dims(tl.arange(0, ROWS), 1)
+        row = tl.minimum(row, rows - 1) + i // REPEAT * rows
+        first = first_block + row.to(tl.int64) * blocks
+        parts = parts + (LOAD(data, None, n_blocks.to(tl.int64), first, row, c, lane, cols, True),)
+    return parts
+
+
+@triton.jit
+def _step(
+    totals, parts, c, n_chunks, words, units, sums, first_x, n_tokens, x_token, row_blocks,
+    CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr, OFFSET: tl.constexpr,
+    GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr, SPAN: tl.constexpr,
+    TOKENS: tl.constexpr, N: tl.constexpr, EMULATED: tl.constexpr,
+):  # fmt: skip
+    """The totals with the products of chunks c, of those that are there."""
+    inside = c < n_chunks
+    c = tl.minimum(c, n_chunks - 1)
+    k = c // HALVES * SPAN + c % HALVES * 16
+    new = ()
+    for t in tl.static_range(TOKENS):
+        x_row = first_x + tl.minimum(t, n_tokens - 1) * x_token
+        block = x_row * row_blocks + k // 128
+        x = _activations(words, sums, block, k % 128, GROUPS, GROUP_STEP)
+        unit = tl.where(inside, tl.load(units + block), 0.0)
+        for i in tl.static_range(N):
+            product = _product(x, parts[i], c, CODES, SCALES, N_SCALES, OFFSET, GROUPS, EMULATED)
+            new = new + (totals[t * N + i] + unit * product,)
+    return new
 
 
 @triton.jit
