@@ -2,9 +2,9 @@
 
 On compute capability 9.0 and more the programs of a kernel with a PDL constant take the places that
 the kernel in front leaves free, and `start` holds them until it has ended, all its stores visible:
-what lies between two kernels is hidden. In front of `start` a kernel may read what no kernel writes,
-so weights. Since every one of them waits, the kernels further in front have ended too. launch.py
-fills in PDL, and tells the driver; a kernel without it starts when all is done, as ever.
+what lies between two kernels is hidden. In front of `start` a kernel may read what none writes, so
+weights. Since every one of them waits, the kernels further in front have ended too. launch.py fills
+in PDL, and tells the driver; a kernel without it starts when all is done, as ever.
 """
 
 from __future__ import annotations
