@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from localr1.gpu.activations import Activations
 from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.launch import Configuration, architecture, function, launch
 from localr1.gpu.linear import gated_gemv, gemv, matmul
@@ -138,11 +139,11 @@ def inputs(shape: Shape, n_tokens: int, dtype: torch.dtype) -> torch.Tensor:
 def gemv_seconds(
     weights: list[GpuWeight], shape: Shape, x: torch.Tensor, tile: GemvTile | None = None
 ) -> float:
-    """Seconds of one product."""
+    """Seconds of one product; what several share, the activations as integers, is made before."""
     out = torch.empty(*x.shape[:-1], shape.rows, device="cuda")
-    run = gated_gemv if shape.gated else gemv
+    run, given = (gated_gemv if shape.gated else gemv), Activations(x)
     n = max(len(weights), 16)
-    return graph_seconds(lambda i: run(x, weights[i % len(weights)], out, tile=tile), n)
+    return graph_seconds(lambda i: run(given, weights[i % len(weights)], out, tile=tile), n)
 
 
 def candidates(name: str, arch: int) -> Iterator[GemvTile]:
