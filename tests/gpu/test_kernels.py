@@ -33,6 +33,8 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     },
 }
 
+REAL_TILES = True  # see conftest.py
+
 
 def told(configuration: Configuration) -> tuple[str, ...]:
     """What decides on the machine code, but for the options that the interpreter has not."""

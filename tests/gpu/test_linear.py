@@ -18,6 +18,8 @@ FLOAT32 = 2e-6  # sums in float32
 INT16 = 8e-5  # activations have a step of 2**-16 of the largest of 128
 BF16 = 2**-7  # both factors have 8 bits, cut by the interpreter; a GPU rounds, for half the error
 
+REAL_TILES = True  # see conftest.py
+
 
 def most(name: str) -> float:
     """What products of few tokens may err by."""
