@@ -22,21 +22,21 @@ def integer_gemv_kernel(
     x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
     OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
-    SPAN: tl.constexpr, CHUNKS: tl.constexpr, TOKENS: tl.constexpr, GATED: tl.constexpr,
-    REPEAT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr,
-    EMULATED: tl.constexpr, PDL: tl.constexpr = False,
+    SPAN: tl.constexpr, CHUNKS: tl.constexpr, GATED: tl.constexpr, REPEAT: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, EMULATED: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
-    """As `gemv_kernel`; `x_token` and `x_matrix` count rows of activations.
+    """As `gemv_kernel`, of one token; `x_token` and `x_matrix` count rows of activations.
 
+    Programs of the same rows and other tokens are neighbours: they share what memory delivers.
     The first weights are on their way while the kernel in front ends: nobody writes those.
     EMULATED is for Triton's interpreter, which knows no instruction of the GPU's.
     """
     if ids is not None:  # that kernel may have chosen them
         pdl.start(PDL)
     N: tl.constexpr = 2 * REPEAT if GATED else REPEAT
-    matrix = tl.program_id(1)
+    matrix, token = tl.program_id(1), tl.program_id(0) % n_tokens
     chosen = matrix if ids is None else tl.load(ids + matrix)
-    first_row = tl.program_id(0) * (REPEAT * ROWS)
+    first_row = tl.program_id(0) // n_tokens * (REPEAT * ROWS)
     first_block = chosen.to(tl.int64) * rows * (cols // (16 * GROUPS * CHUNKS))
     n_chunks = cols // (16 * GROUPS)
     c = tl.expand_dims(tl.arange(0, WIDTH), 0) + tl.zeros([ROWS, 1], tl.int32)
@@ -46,29 +46,26 @@ def integer_gemv_kernel(
     )  # fmt: skip
     if ids is None:
         pdl.start(PDL)
+    first_x = (matrix * x_matrix + token * x_token) * row_blocks
     totals = ()
-    for _ in tl.static_range(N * TOKENS):
+    for _ in tl.static_range(N):
         totals = totals + (tl.zeros([ROWS, WIDTH], tl.float32),)
     totals = _step(
-        totals, parts, c, n_chunks, words, units, sums, matrix * x_matrix, n_tokens, x_token,
-        row_blocks, CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, TOKENS, N,
-        EMULATED,
+        totals, parts, c, n_chunks, words, units, sums, first_x,
+        CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, N, EMULATED,
     )  # fmt: skip
-    for start in tl.range(WIDTH, n_chunks, WIDTH, loop_unroll_factor=UNROLL):
+    for start in range(WIDTH, n_chunks, WIDTH):
         own = start + c
         parts = _weights(
             data, n_blocks, first_block, first_row, rows, cols, tl.minimum(own, n_chunks - 1),
             LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,
         )  # fmt: skip
         totals = _step(
-            totals, parts, own, n_chunks, words, units, sums, matrix * x_matrix, n_tokens, x_token,
-            row_blocks, CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, TOKENS,
-            N, EMULATED,
+            totals, parts, own, n_chunks, words, units, sums, first_x,
+            CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, N, EMULATED,
         )  # fmt: skip
-    store(
-        totals, add, out, matrix.to(tl.int64) * out_matrix, first_row, n_tokens, rows,
-        out_token, TOKENS, GATED, REPEAT, ROWS,
-    )  # fmt: skip
+    place = matrix.to(tl.int64) * out_matrix + token * out_token
+    store(totals, add, out, place, first_row, 1, rows, 0, 1, GATED, REPEAT, ROWS)
 
 
 @triton.jit
@@ -91,24 +88,24 @@ def _weights(
 
 @triton.jit
 def _step(
-    totals, parts, c, n_chunks, words, units, sums, first_x, n_tokens, x_token, row_blocks,
+    totals, parts, c, n_chunks, words, units, sums, first_x,
     CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr, OFFSET: tl.constexpr,
     GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr, SPAN: tl.constexpr,
-    TOKENS: tl.constexpr, N: tl.constexpr, EMULATED: tl.constexpr,
+    N: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
-    """The totals with the products of chunks c, of those that are there."""
+    """The totals with the products of chunks c, of those that are there, and the activations whose
+    blocks begin at `first_x`.
+    """
     inside = c < n_chunks
     c = tl.minimum(c, n_chunks - 1)
     k = c // HALVES * SPAN + c % HALVES * 16
+    block = first_x + k // 128
+    x = _activations(words, sums, block, k % 128, GROUPS, GROUP_STEP)
+    unit = tl.where(inside, tl.load(units + block), 0.0)
     new = ()
-    for t in tl.static_range(TOKENS):
-        x_row = first_x + tl.minimum(t, n_tokens - 1) * x_token
-        block = x_row * row_blocks + k // 128
-        x = _activations(words, sums, block, k % 128, GROUPS, GROUP_STEP)
-        unit = tl.where(inside, tl.load(units + block), 0.0)
-        for i in tl.static_range(N):
-            product = _product(x, parts[i], c, CODES, SCALES, N_SCALES, OFFSET, GROUPS, EMULATED)
-            new = new + (totals[t * N + i] + unit * product,)
+    for i in tl.static_range(N):
+        product = _product(x, parts[i], c, CODES, SCALES, N_SCALES, OFFSET, GROUPS, EMULATED)
+        new = new + (totals[i] + unit * product,)
     return new
 
 

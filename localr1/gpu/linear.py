@@ -120,18 +120,19 @@ def _gemv(
         raise ValueError(f"1 to {FEW} tokens, not {len(x)}")
     if tile is None:
         tile = gemv_tile(_architecture(x), w.format, n * rows, cols, len(x), gated)
-    grid = -(-rows // (tile.repeat * tile.rows)), n
+    down = -(-rows // (tile.repeat * tile.rows))
     sizes = w.n_blocks, len(x), rows, cols
     options = {"num_warps": tile.num_warps, **tile.constants(w.format, len(x), gated)}
     if GPU_FORMATS[w.format].integer:
         own = activations.integers
         between = (own.between, int(own.between > 1))  # rows between tokens, between matrices
         launch(
-            integer_gemv_kernel, grid, *own[:3], w.data, ids, add, out, *sizes,
+            integer_gemv_kernel, (down * len(x), n), *own[:3], w.data, ids, add, out, *sizes,
             own.row_blocks, *between, *strides[2:], EMULATED=not x.is_cuda, **options,
         )  # fmt: skip
     else:
-        launch(gemv_kernel, grid, x, w.data, w.scales, ids, add, out, *sizes, *strides, **options)
+        given = x, w.data, w.scales, ids, add, out
+        launch(gemv_kernel, (down, n), *given, *sizes, *strides, **options)
     return out
 
 

@@ -75,9 +75,9 @@ def representative(arch: int) -> Iterator[Configuration]:
         yield gemv_configuration(name, gemv_tile(arch, name, rows, cols, 1), 1, False, *kinds)
         yield _matmul(name, matmul_tile(arch, name, 128), "*fp32", "*fp32", "*fp32")
         yield _expansion(name, "*bf16")
-    for n in (1, 8):
-        tile = gemv_tile(arch, "Q4_K", R1.moe_intermediate_size, R1.hidden_size, n, True)
-        yield gemv_configuration("Q4_K", tile, n, True, "*fp32", "*fp32", None)
+    for name, n in (("Q4_K", 1), ("F16", 8)):
+        tile = gemv_tile(arch, name, R1.moe_intermediate_size, R1.hidden_size, n, True)
+        yield gemv_configuration(name, tile, n, True, "*fp32", "*fp32", None)
     for n in (16, 64):
         yield _matmul("Q6_K", matmul_tile(arch, "Q6_K", n), "*fp32", "*bf16", None)
 

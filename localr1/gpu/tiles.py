@@ -33,14 +33,10 @@ class GemvTile:
     def constants(self, name: str, n_tokens: int, gated: bool) -> dict[str, Any]:
         """The constants of `gemv_kernel`."""
         row = GPU_FORMATS[name]
-        return (row.walk() if row.integer else row.constants()) | {
-            "TOKENS": _power(n_tokens),
-            "GATED": gated,
-            "REPEAT": self.repeat,
-            "ROWS": self.rows,
-            "WIDTH": self.width,
-            "UNROLL": self.unroll,
-        }
+        own = {"GATED": gated, "REPEAT": self.repeat, "ROWS": self.rows, "WIDTH": self.width}
+        if row.integer:
+            return row.walk() | own
+        return row.constants() | own | {"TOKENS": _power(n_tokens), "UNROLL": self.unroll}
 
 
 def gemv_tile(
@@ -53,19 +49,17 @@ def gemv_tile(
     row = GPU_FORMATS[name]
     n_chunks = cols // row.chunk_values
     if row.integer:
-        return _integer_tile(rows, n_chunks, row.chunk_values, n_tokens, gated)
+        return _integer_tile(rows, n_chunks, row.chunk_values, gated)
     return _float_tile(rows, n_chunks, n_tokens, gated)
 
 
-def _integer_tile(
-    rows: int, n_chunks: int, chunk_values: int, n_tokens: int, gated: bool
-) -> GemvTile:
+def _integer_tile(rows: int, n_chunks: int, chunk_values: int, gated: bool) -> GemvTile:
     """One warp; rows that 32 lanes would not fill are read by fewer. Measured on an H100; smaller
     GPUs need fewer programs, so the same tiles fill them.
     """
     width = min(_LANES, _power(n_chunks + 1) // 2)
     down = _LANES // width
-    repeat = max(1, 128 // chunk_values // (_power(n_tokens) * (2 if gated else 1)))
+    repeat = max(1, 128 // chunk_values // (2 if gated else 1))
     while repeat > 1 and rows < _PROGRAMS * repeat * down:
         repeat //= 2
     return GemvTile(repeat, down, width, 1, 1)
