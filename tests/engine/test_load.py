@@ -66,28 +66,27 @@ def test_the_context_shrinks_before_a_model_is_refused(monkeypatch: pytest.Monke
     assert llm.logits(IDS).shape == (4, 768)
 
 
-def test_an_8bit_cache_is_a_way_out_of_a_short_context() -> None:
-    entry = registry.entries()["r1-distill-7b"]
-    stock = inventory.from_rule(config_from_hf(entry.config), "Q4_K_M")
-    machine = on_paper(vram=6 << 30, ram=8 << 30)
-    found = plan(stock.weights, machine, 131_072, stock.demands)
+def notes_of(name: str, vram: int, ram: int, context: int) -> tuple[list[str], list[str]]:
+    """What a load on such a machine (GiB) says: with the plan of an 8-bit cache, without."""
+    stock = inventory.from_rule(config_from_hf(registry.entries()[name].config), "Q4_K_M")
+    machine = on_paper(vram=vram << 30, ram=ram << 30)
+    found = plan(stock.weights, machine, context, stock.demands)
     roomier = in_8_bits(stock.weights, machine, stock.demands, found)
     runner = localr1.load("tiny-r1", device="cpu", context=64).engine.runner
-    (note,) = load.notes("", runner, found, "16bit", roomier)
+    both = (load.notes("", runner, found, "16bit", other) for other in (roomier, None))
+    return next(both), next(both)
+
+
+def test_an_8bit_cache_is_a_way_out_of_a_short_context() -> None:
+    (note,), _ = notes_of("r1-distill-7b", 6, 8, 131_072)
     assert "--cache 8bit makes room for 106,240" in note
 
 
 def test_layers_that_are_left_to_the_cpu_are_told() -> None:
-    entry = registry.entries()["r1-distill-14b"]
-    stock = inventory.from_rule(config_from_hf(entry.config), "Q4_K_M")
-    machine = on_paper(vram=3 << 30, ram=32 << 30)
-    found = plan(stock.weights, machine, 16_384, stock.demands)
-    roomier = in_8_bits(stock.weights, machine, stock.demands, found)
-    runner = localr1.load("tiny-r1", device="cpu", context=64).engine.runner
-    (note,) = load.notes("", runner, found, "16bit", roomier)
+    (note,), alone = notes_of("r1-distill-14b", 3, 32, 16_384)
     told = "the CPU runs layers 0-43, for which the GPU has no room"
     assert note == f"{told}; --cache 8bit leaves layers 0-40 to the CPU"
-    assert load.notes("", runner, found, "16bit") == [told]
+    assert alone == [told]
 
 
 def test_an_8bit_cache_is_for_a_gpu() -> None:
