@@ -64,7 +64,7 @@ def quantise_kernel(
     PROGRAM: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """PROGRAM blocks of rows `between` of which make a token; strides are in units of 8 values."""
-    pdl.start(PDL)
+    pdl.relay(PDL)
     block = tl.program_id(0) * PROGRAM + tl.arange(0, PROGRAM)
     row = (block // row_blocks).to(tl.int64)
     start = row // between * (x_token * 8) + row % between * (x_matrix * 8)

@@ -29,9 +29,9 @@ def rope_kernel(
     INTERLEAVED: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Token `program_id(0)`, of its heads of queries, keys and values together `program_id(1)`."""
-    pdl.start(PDL)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.load(position).to(tl.int64) + token
+    pdl.relay(PDL)
     pair = tl.arange(0, BLOCK // 2)
     there = pair < DIM // 2
     first = 2 * pair if INTERLEAVED else pair

@@ -116,7 +116,7 @@ def post_kernel(
     PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Write a question and its ticket, unless something has failed before."""
-    pdl.start(PDL)
+    pdl.relay(PDL)
     if tl.load(state + _STATUS) == 0:
         fill(
             x, ids, weights, to_x, to_ids, to_weights, n_tokens, HIDDEN, TOP_K, BLOCK, BLOCK_K
@@ -132,7 +132,7 @@ def post_kernel(
 @triton.jit
 def wait_kernel(control, state, limit, PDL: tl.constexpr = False):
     """Return when the ticket is answered, the mailbox aborted or `limit` nanoseconds have gone."""
-    pdl.start(PDL)
+    pdl.relay(PDL)
     if tl.load(state + _STATUS) == 0:
         ticket = tl.load(state + _NUMBER)
         began = nanoseconds()

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from localr1.gpu import pdl
 from localr1.gpu.activations import Integers
-from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
+from localr1.gpu.attention import LOG2_E, Tile, fetch_rows, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows, from_e4m3
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, LatentSizes
@@ -47,12 +47,17 @@ def partial_kernel(
     sums [rows, splits, RANK] are the attended latents, peaks [rows, splits] the logarithm (base 2)
     of each share's weight; -inf where a row sees none of its keys.
     """
-    pdl.start(PDL)
     split, start = tl.program_id(1), tl.load(position)
     length = start + n_tokens
     share = share_of(length, splits, KEYS)
     first = split * share
     end = tl.minimum(first + share, length)
+    own = first + tl.program_id(0) * KEYS  # programs of one split fetch its rows in turns
+    for at in range(own, tl.minimum(end, start), tl.num_programs(0) * KEYS):
+        key = at + tl.arange(0, KEYS)  # earlier tokens': nobody writes those
+        offset = key.to(tl.int64) * (RANK + ROPE)
+        fetch_rows(rows, offset, key < end, RANK + ROPE, PDL)
+    pdl.relay(PDL)
     if first >= end:
         return
     line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

@@ -27,16 +27,17 @@ def norm_kernel(
     """Row `program_id(0)` of x float32 [T, WIDTH], rows STRIDE apart; out [T, WIDTH], and the same
     as integers (activations.py) if `words`, `units` and `sums` are there.
     """
-    pdl.start(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
+    weights = tl.load(weight + columns, mask=inside, other=0.0)
+    pdl.relay(PDL)
     values = tl.load(x + row * STRIDE + columns, mask=inside, other=0.0)
     if add is not None:
         values += tl.load(add + row * WIDTH + columns, mask=inside, other=0.0, cache_modifier=".cv")
         tl.store(x + row * STRIDE + columns, values, mask=inside)
     factor = tl.rsqrt(tl.sum(values * values, 0) / WIDTH + eps)
-    scaled = values * factor * tl.load(weight + columns, mask=inside, other=0.0)
+    scaled = values * factor * weights
     tl.store(out + row * WIDTH + columns, scaled.to(out.dtype.element_ty), mask=inside)
     if words is not None:
         own = tl.arange(0, BLOCK // 128)

@@ -5,6 +5,10 @@ the kernel in front leaves free, and `start` holds them until it has ended, all 
 what lies between two kernels is hidden. In front of `start` a kernel may read what none writes, so
 weights. Since every one of them waits, the kernels further in front have ended too. launch.py fills
 in PDL, and tells the driver; a kernel without it starts when all is done, as ever.
+
+A product with many programs lets the next kernel in behind its own wait. A kernel with few, of
+which one would mostly see the gaps, is a `relay`: the product behind it comes in at once, and has
+asked for its weights when its turn is there.
 """
 
 from __future__ import annotations
@@ -22,3 +26,11 @@ def start(PDL: tl.constexpr):
     if PDL:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def relay(PDL: tl.constexpr):
+    """As `start`, but let the next kernel in first."""
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()

@@ -68,10 +68,10 @@ def rope_kernel(
 
     With `words`, plain parts of 128 values are also made integers.
     """
-    pdl.start(PDL)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     at = tl.load(position).to(tl.int64) + token
+    pdl.relay(PDL)
     if part == 0:
         cache_row(
             kv, norm, turns, rows, scales, token, at, eps,

@@ -38,9 +38,9 @@ def combine_kernel(
 
     With `words`, these are also a block of integers.
     """
-    pdl.start(PDL)
-    line = tl.program_id(0).to(tl.int64)
     length = tl.load(position) + n_tokens
+    pdl.relay(PDL)
+    line = tl.program_id(0).to(tl.int64)
     used = tl.cdiv(length, share_of(length, splits, KEYS))
     split = tl.arange(0, SPLITS)
     there = split < used
