@@ -20,7 +20,7 @@ from offload.placement import Demands, Item, Kind, Placement, Prediction, Tier, 
 from offload.predict import DEPTH, Traffic, predict
 from offload.steps import Order, least_bytes, step, steps
 
-MIB, GIB = 1 << 20, 1 << 30
+MIB = 1 << 20
 LEAST_CONTEXT = 2048  # a conversation can live in this; below it the plan does not shrink
 CONTEXT_STEP = 256
 CHUNK = 32_768  # tokens of a prompt that pass a layer together, at most
@@ -29,7 +29,7 @@ CAPABILITY = (8, 0)  # the oldest GPU that the kernels are for
 # What is neither weights nor cache. Measured: the program on the CPU (docs/placement.md). The GPU's
 # figures are for torch's CUDA build on cards of 24 to 80 GB.
 PROGRAM = 380 * MIB  # Python, torch, compiled kernels
-PROGRAM_WITH_GPU = 2 * GIB
+PROGRAM_WITH_GPU = 1152 * MIB
 ABSORBED = 192  # prompts up to about this long take the form of attention that decoding takes
 SCORES, MOST_SCORES = 9, 1 << 24  # bytes of a score with its softmax and mask; scores at a time
 CUDA_CONTEXT = 512 * MIB
@@ -133,9 +133,10 @@ class _Problem:
         """What lies in RAM besides weights when the first `gpu` steps are on the GPU."""
         demands = self.demands
         layers = int(order.attention[-1] - order.attention[gpu])
+        asked = gpu > 0 and order.ffns[-1] > order.ffns[gpu]
         return [
             Item(demands.cache_name, demands.cache_ram * layers * context),
-            Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0, gpu > 0)),
+            Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0, asked)),
             Item("program", PROGRAM_WITH_GPU if gpu else PROGRAM),
             Item("margin", ram_margin(self.ram_room)),
         ]
@@ -281,15 +282,15 @@ class _Problem:
         return [Item(kind.value, nbytes) for kind, nbytes in sizes.items() if nbytes]
 
 
-def _workspace(demands: Demands, tokens: int, attention: bool, gpu: bool) -> int:
-    """Bytes of RAM for a prompt of `tokens`: where the CPU attends, and where a GPU asks it for
-    experts, whose pinned memory stays.
+def _workspace(demands: Demands, tokens: int, attention: bool, asked: bool) -> int:
+    """Bytes of RAM for a prompt of `tokens`: where the CPU attends, and where it is `asked` by a
+    GPU for experts or FFNs, whose pinned memory stays.
     """
-    asked = demands.hybrid_per_token * tokens if gpu else 0
+    pinned = demands.hybrid_per_token * tokens if asked else 0
     if not attention:
-        return asked
+        return pinned
     expanded = demands.ram_per_token * tokens + SCORES * min(tokens * tokens, MOST_SCORES)
-    return asked + max(expanded, demands.absorbed_per_token * min(tokens, ABSORBED))
+    return pinned + max(expanded, demands.absorbed_per_token * min(tokens, ABSORBED))
 
 
 def _some(items: list[Item]) -> list[Item]:
