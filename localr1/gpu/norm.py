@@ -1,7 +1,6 @@
 """RMSNorm on the GPU, and the residual sum in front of it: `x += add; out = x / rms(x) * weight`.
 
-One program per row, float32 throughout. The addend may lie in pinned host memory (the routed
-experts' answer, mailbox.py): it is read past the caches, once.
+One program per row, float32 throughout.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def norm_kernel(
     pdl.relay(PDL)
     values = tl.load(x + row * STRIDE + columns, mask=inside, other=0.0)
     if add is not None:
-        values += tl.load(add + row * WIDTH + columns, mask=inside, other=0.0, cache_modifier=".cv")
+        values += tl.load(add + row * WIDTH + columns, mask=inside, other=0.0)
         tl.store(x + row * STRIDE + columns, values, mask=inside)
     factor = tl.rsqrt(tl.sum(values * values, 0) / WIDTH + eps)
     scaled = values * factor * weights
@@ -75,8 +74,8 @@ def _block(width: int) -> int:
 
 
 def _warps(width: int) -> int:
-    """So many that each thread has up to 16 values: the whole row is in flight at once."""
-    return max(1, min(16, _block(width) // 512))
+    """So many that each thread has 16 values, or 32 of a wide row, which is in flight at once."""
+    return max(1, min(8, _block(width) // 512))
 
 
 def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:

@@ -20,6 +20,7 @@ from localr1.gpu.launch import Configuration, launch
 
 MAX_SPLITS = 64
 _COLUMNS = BLOCK  # of an answer, that one program of `combine_kernel` joins
+_WARPS = 2  # of such a program: with four, R1's have no room beside those of the kernel in front
 
 
 @triton.jit
@@ -75,7 +76,7 @@ def combine(
     launch(
         combine_kernel, (n_rows, triton.cdiv(width, _COLUMNS)),
         sums, peaks, position, out, *(made or (None,) * 3)[:3], len(out), splits,
-        **_constants(width, keys),
+        num_warps=_WARPS, **_constants(width, keys),
     )  # fmt: skip
 
 
@@ -106,4 +107,4 @@ def combining(width: int, keys: Iterable[int]) -> Iterator[Configuration]:
                 signature |= pointers
             else:
                 constants |= dict.fromkeys(pointers)
-            yield Configuration(combine_kernel, signature, constants, 4, 2)
+            yield Configuration(combine_kernel, signature, constants, _WARPS, 2)

@@ -134,7 +134,7 @@ class GpuLinear:
 
 
 class GpuNorm:
-    """RMSNorm; the addend may lie in pinned memory."""
+    """RMSNorm."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight, self.eps = weight, eps
