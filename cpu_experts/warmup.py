@@ -64,6 +64,8 @@ def warmup(
     yield 0, len(steps)
     missing = deque(step for step in steps if not _mark(step).exists())
     helpers = _start_helpers(missing)
+    collected = gc.isenabled()
+    gc.disable()  # compiling makes much that stays: looking through it again takes a twentieth
     try:
         while missing:
             with suppress(IndexError):  # a helper took the last one
@@ -75,6 +77,8 @@ def warmup(
             _run(step)
         yield len(steps), len(steps)
     finally:
+        if collected:
+            gc.enable()
         for helper in helpers:
             helper.process.kill()
             helper.process.communicate()
@@ -128,7 +132,7 @@ def _start_helpers(missing: deque[str]) -> list[_Helper]:
 
 def _serve() -> None:
     """The helper's life: a line on stdout asks for a step, a line on stdin names it."""
-    gc.disable()  # a twentieth of the time, and this process does not live long
+    gc.disable()
     while print(flush=True) is None and (step := sys.stdin.readline().strip()):
         _run(step)
 
