@@ -70,6 +70,7 @@ class Demands:
     cache_gpu_8bit: int  # the same where 8 bits a value were asked for
     cache_ram: int  # the same on the CPU
     gpu_per_token: int  # activations of a prompt's token on a GPU
+    gpu_piece: int  # what the part that needs most makes there of a piece of a prompt
     ram_per_token: int  # activations of a prompt's token where attention runs on the CPU
     hybrid_per_token: int  # the same where only experts run there
     absorbed_per_token: int  # of the first ones, in the form of attention that short prompts take

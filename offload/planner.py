@@ -33,7 +33,7 @@ PROGRAM_WITH_GPU = 1152 * MIB
 ABSORBED = 192  # prompts up to about this long take the form of attention that decoding takes
 SCORES, MOST_SCORES = 9, 1 << 24  # bytes of a score with its softmax and mask; scores at a time
 CUDA_CONTEXT = 512 * MIB
-GPU_WORKSPACE = 512 * MIB
+GPU_WORKSPACE = 320 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ class _Problem:
         if self.gpu is None or not layers:
             return []
         cache = self.demands.cache_gpu * layers * context
-        work = GPU_WORKSPACE + self.demands.gpu_per_token * min(context, CHUNK)
+        work = GPU_WORKSPACE + self.demands.gpu_piece
+        work += self.demands.gpu_per_token * min(context, CHUNK)
         return [
             Item(self.demands.cache_name, cache),
             Item("workspace", work),

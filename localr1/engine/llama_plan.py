@@ -23,6 +23,7 @@ from offload.planner import plan
 CPU_BATCH, GPU_BATCH = 128, 512
 _IN_LAYER = re.compile(r"blk\.\d{1,6}\.")
 _MIB = 1 << 20
+_GPU_BUFFERS = 192 * _MIB  # beside what our own engine takes for any model
 _GRAPH = 64 * _MIB  # intermediate values of a batch but its logits and scores
 
 
@@ -92,6 +93,7 @@ class LlamaModel:
             cache_gpu_8bit=self.cache_bytes,
             cache_ram=self.cache_bytes,
             gpu_per_token=0,
+            gpu_piece=_GPU_BUFFERS,
             ram_per_token=4 * CPU_BATCH * (self.heads + 1) if scores else 0,
             hybrid_per_token=0,
             absorbed_per_token=0,

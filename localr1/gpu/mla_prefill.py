@@ -17,7 +17,7 @@ import triton.language as tl
 from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows, unpacked
 from localr1.gpu.launch import Configuration, launch
-from localr1.gpu.sizes import R1, LatentSizes
+from localr1.gpu.sizes import KEYS_BYTES, R1, LatentSizes
 
 Expand = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -83,7 +83,7 @@ def attend(
     v_head_dim: int,
     scale: float,
     arch: int,
-    workspace: int = 256 << 20,
+    workspace: int = KEYS_BYTES,
 ) -> torch.Tensor:
     """Queries `[T, heads, nope]` and `[T, heads, rope]` bf16 at positions `start ...` over the
     cache rows up to their own, which are written -> float32 `[T, heads, v_head_dim]`.

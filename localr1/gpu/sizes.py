@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+PIECE = 1024  # tokens of a prompt that a part takes at a time: 230 MB in R1's dense layers
+KEYS_BYTES = 256 << 20  # of keys and values that latent attention makes of latents at a time
+
 
 class Sizes(Protocol):
     """What kernels ask of any model's configuration."""

@@ -12,7 +12,6 @@ from typing import Any
 from localr1.gpu.formats import GPU_FORMATS
 
 FEW = 8  # tokens that `gemv` takes
-PIECE = 1024  # tokens of a prompt that a part takes at a time: 230 MB in R1's dense layers
 EXPANDED = 64  # chunks that a program of `expand_kernel` writes at a time
 _LANES = 32  # chunks that one warp reads at a time
 _PROGRAMS = 2048  # of one warp, that keep the memory of the largest GPU busy

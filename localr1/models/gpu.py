@@ -18,7 +18,8 @@ from localr1.gpu.launch import architecture
 from localr1.gpu.linear import gated_gemv, linear, matmul
 from localr1.gpu.norm import rms_norm
 from localr1.gpu.router import route
-from localr1.gpu.tiles import FEW, PIECE
+from localr1.gpu.sizes import PIECE
+from localr1.gpu.tiles import FEW
 from localr1.gpu.weights import GpuWeight, upload
 from localr1.models import cache_layout
 from localr1.models.architecture import Config

@@ -15,7 +15,8 @@ from localr1.gpu.activations import BLOCK, Activations, empty
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.gqa_rope import rotate
 from localr1.gpu.linear import linear
-from localr1.gpu.tiles import FEW, PIECE
+from localr1.gpu.sizes import PIECE
+from localr1.gpu.tiles import FEW
 from localr1.models.dense_config import DenseConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.linear import Weights, float_tensor

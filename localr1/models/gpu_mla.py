@@ -13,7 +13,8 @@ from localr1.gpu.activations import BLOCK, Activations, empty
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.linear import expanded, gemv, linear
 from localr1.gpu.rope import rotate
-from localr1.gpu.tiles import FEW, PIECE
+from localr1.gpu.sizes import PIECE
+from localr1.gpu.tiles import FEW
 from localr1.models.attention import HeadProjections
 from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localr1.errors import Unsupported
+from localr1.gpu.sizes import KEYS_BYTES, PIECE
 from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
@@ -210,6 +211,7 @@ def _latent(c: ModelConfig) -> Demands:
         cache_gpu_8bit=cache_layout.on_gpu(c, cache_layout.IN_8_BITS).nbytes,
         cache_ram=cache_layout.on_cpu(c).nbytes,
         gpu_per_token=4 * hidden,
+        gpu_piece=max(_latent_piece(c), _ffn_piece(c.intermediate_size)),
         ram_per_token=lives + wide,
         hybrid_per_token=12 * hidden + pairs,
         absorbed_per_token=absorbed,
@@ -231,9 +233,25 @@ def _grouped(c: DenseConfig) -> Demands:
         cache_gpu_8bit=cache_layout.on_gpu(c, cache_layout.IN_8_BITS).nbytes,
         cache_ram=cache_layout.on_cpu(c).nbytes,
         gpu_per_token=8 * c.hidden_size,
+        gpu_piece=_ffn_piece(c.intermediate_size),
         ram_per_token=per_token,
         hybrid_per_token=12 * c.hidden_size + 5 * c.intermediate_size // 4,
         absorbed_per_token=per_token,
         decode_operations=4 * queries,
         prompt_operations=4 * queries,
     )
+
+
+def _latent_piece(c: ModelConfig) -> int:
+    """Attention of a piece of a prompt on a GPU: queries in float32 and bf16, and their answers;
+    the keys and values of many tokens, and the weights that make them, in bf16.
+    """
+    query, pair = c.qk_nope_head_dim + c.qk_rope_head_dim, c.qk_nope_head_dim + c.v_head_dim
+    queries = PIECE * c.n_heads * (6 * query + 4 * c.v_head_dim)
+    weights = 2 * c.n_heads * c.kv_lora_rank * pair
+    return queries + weights + min(KEYS_BYTES, 2 * c.n_heads * pair * c.max_context)
+
+
+def _ffn_piece(width: int) -> int:
+    """Gate, up and their product for a piece of a prompt on a GPU, float32."""
+    return 12 * PIECE * width

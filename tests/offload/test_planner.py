@@ -53,6 +53,7 @@ def models(draw: st.DrawFn) -> tuple[list[Weight], Demands]:
         cache_gpu_8bit=cache_row // 2,
         cache_ram=2 * cache_row,
         gpu_per_token=draw(small),
+        gpu_piece=draw(small),
         ram_per_token=draw(small),
         hybrid_per_token=draw(small),
         absorbed_per_token=draw(small),
