@@ -33,7 +33,7 @@ PREFILL_LAYER_SECONDS = 12.5e-3  # of a layer and prompt on the CPU
 # Measured on an H100 in the shapes of R1 and a 7B, Q4_K_M (docs/log.md); of slower memory it should
 # be more.
 GPU_SHARE = 0.72
-GPU_LAYER_SECONDS = 25e-6  # norms, routing, attention over a short cache
+GPU_LAYER_SECONDS = 18e-6  # norms, routing, attention over a short cache
 HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
 GPU_OPERATIONS_PER_BYTE = 40.0  # arithmetic that a card does while it reads a byte of VRAM
 

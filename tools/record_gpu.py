@@ -29,7 +29,7 @@ R1, SMALL = "deepseek-r1", ["--ram", "24"]  # GiB: many times any cache
 LONG = ["--quant", "Q8_0", "--layers", "4", "--context", "131072", "--prefill", "131000"]
 DENSE = ["--context", "4096", "--prefill", "4000"]
 RUNS = (
-    ("R1, 8K", R1, ["--context", "8192"]),
+    ("R1, 8K", R1, ["--context", "8192", "--prefill", "2048"]),
     ("R1, 1K", R1, ["--context", "1024", *SMALL]),
     ("R1, 32K", R1, ["--context", "32768", *SMALL]),
     ("R1, 8K, experts answer at once", R1, ["--context", "8192", "--stub", "--ram", "8"]),

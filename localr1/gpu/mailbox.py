@@ -141,7 +141,8 @@ def wait_kernel(
     """Return when the ticket is answered, the mailbox aborted or `limit` nanoseconds have gone; the
     answer [n_tokens, HIDDEN] is then in `out`.
 
-    Only a kernel of this kind in front writes what is read here, and lets the next one in behind.
+    What is read in front of `relay` is the CPU's, or another such kernel's, which lets the next
+    kernel in only when it has written that.
     """
     if tl.load(state + _STATUS, volatile=True) == 0:
         ticket = tl.load(state + _WAITED, volatile=True) + 1

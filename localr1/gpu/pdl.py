@@ -6,9 +6,9 @@ what lies between two kernels is hidden. In front of `start` a kernel may read w
 weights. Since every one of them waits, the kernels further in front have ended too. launch.py fills
 in PDL, and tells the driver; a kernel without it starts when all is done, as ever.
 
-A product with many programs lets the next kernel in behind its own wait. A kernel with few, of
-which one would mostly see the gaps, is a `relay`: the product behind it comes in at once, and has
-asked for its weights when its turn is there.
+A product, which has many programs, lets the next kernel in behind its own wait. What has few is a
+`relay`, and lets it in before: the product behind it has then asked for its first weights when its
+turn comes.
 """
 
 from __future__ import annotations
