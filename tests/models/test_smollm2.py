@@ -9,6 +9,8 @@ logits may be no further from the exact ones than llama.cpp's, as in test_kl.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -53,6 +55,18 @@ def smollm2_file() -> Path:
 def exact_file(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file's own weights as F32: no runner rounds activations for those."""
     return toy_dense.as_f32(smollm2, tmp_path_factory.mktemp("exact") / "f32.gguf")
+
+
+@pytest.fixture(scope="module", name="true")
+def exact_llama(exact: Path):
+    """llama.cpp on those."""
+    return llama_of(exact)
+
+
+@pytest.fixture(scope="module", name="truth")
+def exact_texts(true) -> Callable[[str, int], list[int]]:
+    """What it writes to a question, asked once."""
+    return lru_cache(lambda question, most: greedy(true, prompt(true, question), most))
 
 
 def engine_of(path: Path) -> Engine:
@@ -127,33 +141,36 @@ def parting(
 
 
 @FEW_AND_ALL
-def test_the_text_is_llama_cpps(questions: tuple[str, ...], most: int, exact: Path) -> None:
+def test_the_text_is_llama_cpps(
+    questions: tuple[str, ...], most: int, exact: Path, true, truth: Callable[[str, int], list[int]]
+) -> None:
     """Greedy, from F32 weights. At most a tenth may part, where two tokens are equally likely."""
-    engine, llama = engine_of(exact), llama_of(exact)
+    engine = engine_of(exact)
     params = SamplingParams(temperature=0, max_tokens=most)
     same = 0
     for question in questions:
-        ids = prompt(llama, question)
-        own, theirs = written(engine, ids, params), greedy(llama, ids, most)
+        ids, theirs = prompt(true, question), truth(question, most)
+        own = written(engine, ids, params)
         same += own == theirs
         if own != theirs:
-            print(f"\n{question} {parting(engine, llama, llama, ids, own, theirs)}")
+            print(f"\n{question} {parting(engine, true, true, ids, own, theirs)}")
     assert same >= 0.9 * len(questions)
 
 
 @FEW_AND_ALL
 def test_texts_of_the_quantised_file_part_where_rounding_decides(
-    questions: tuple[str, ...], most: int, smollm2: Path, exact: Path
-) -> None:
+    questions: tuple[str, ...], most: int, smollm2: Path, true,
+    truth: Callable[[str, int], list[int]],
+) -> None:  # fmt: skip
     """Ours and llama.cpp's from Q4_1, and llama.cpp's from the same weights as F32."""
-    engine, llama, true = engine_of(smollm2), llama_of(smollm2), llama_of(exact)
+    engine, llama = engine_of(smollm2), llama_of(smollm2)
     params = SamplingParams(temperature=0, max_tokens=most)
     same, partings = np.zeros(3, int), []
     for question in questions:
         ids = prompt(llama, question)
         own, theirs = written(engine, ids, params), greedy(llama, ids, most)
-        truth = greedy(true, ids, most)
-        same += [own == theirs, own == truth, theirs == truth]
+        exactly = truth(question, most)
+        same += [own == theirs, own == exactly, theirs == exactly]
         if own != theirs:
             partings.append(parting(engine, llama, true, ids, own, theirs))
             print(f"\n{question} {partings[-1]}")
