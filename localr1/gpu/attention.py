@@ -38,33 +38,6 @@ def operand(source, offset, inside, columns, SIZE: tl.constexpr, FLOAT_DOT: tl.c
 
 
 @triton.jit
-def fetch_rows(rows, offset, inside, WIDTH: tl.constexpr, PDL: tl.constexpr):
-    """Have rows of WIDTH values at offsets [n] brought into the second cache, where kernels in
-    front may still run.
-    """
-    if PDL:
-        LINE: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth  # values
-        LINES: tl.constexpr = triton.next_power_of_2((WIDTH + LINE - 1) // LINE)
-        column = tl.arange(0, LINES)[None, :] * LINE
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred inside;
-            setp.ne.b32 inside, $2, 0;
-            @inside prefetch.global.L2 [$1];
-            mov.u32 $0, 0;
-            }""",
-            "=r,l,r",
-            [
-                (rows + offset[:, None] + column).to(tl.int64),
-                (inside[:, None] & (column < WIDTH)).to(tl.int32),
-            ],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
 def softmax_step(scores, values, value_scale, peak, total, acc, FLOAT_DOT: tl.constexpr):
     """Take in scores [rows, keys] (in powers of 2, -inf: unseen) and their values [keys, columns].
 

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from localr1.gpu import pdl
 from localr1.gpu.activations import Integers
-from localr1.gpu.attention import LOG2_E, Tile, fetch_rows, operand, padded, softmax_step
+from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import DISTILL_7B, GroupedSizes
@@ -100,11 +100,6 @@ def partial_kernel(
     share = share_of(length, splits, KEYS)
     first = split * share
     end = tl.minimum(first + share, length)
-    for at in range(first, tl.minimum(end, start), KEYS):  # earlier tokens': nobody writes those
-        key = at + tl.arange(0, KEYS)
-        part = key.to(tl.int64) * (2 * KV_HEADS) + head
-        fetch_rows(rows, part * DIM, key < end, DIM, PDL)
-        fetch_rows(rows, (part + KV_HEADS) * DIM, key < end, DIM, PDL)
     pdl.relay(PDL)
     if first >= end:
         return

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from localr1.gpu import pdl
 from localr1.gpu.activations import Integers
-from localr1.gpu.attention import LOG2_E, Tile, fetch_rows, operand, padded, softmax_step
+from localr1.gpu.attention import LOG2_E, Tile, operand, padded, softmax_step
 from localr1.gpu.cache_rows import CacheRows, from_e4m3
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, LatentSizes
@@ -52,11 +52,6 @@ def partial_kernel(
     share = share_of(length, splits, KEYS)
     first = split * share
     end = tl.minimum(first + share, length)
-    own = first + tl.program_id(0) * KEYS  # programs of one split fetch its rows in turns
-    for at in range(own, tl.minimum(end, start), tl.num_programs(0) * KEYS):
-        key = at + tl.arange(0, KEYS)  # earlier tokens': nobody writes those
-        offset = key.to(tl.int64) * (RANK + ROPE)
-        fetch_rows(rows, offset, key < end, RANK + ROPE, PDL)
     pdl.relay(PDL)
     if first >= end:
         return

@@ -68,27 +68,11 @@ def without_weakest_groups(choice, real, CLOSED: tl.constexpr, COUNTED: tl.const
         strength += tl.max(tl.where(place == best, float("-inf"), choice), 1)
     group = tl.arange(0, choice.shape[0])
     strength = tl.where(real, strength, float("inf"))
-    first = (strength[:, None] == strength[None, :]) & (group[:, None] < group[None, :])
-    weaker = tl.sum(((strength[:, None] < strength[None, :]) | first).to(tl.int32), 0)
-    return tl.where((weaker < CLOSED)[:, None], float("-inf"), choice)
-
-
-@triton.jit
-def ranked(value, index, N: tl.constexpr):
-    """Numbers of 64 bits in the order of `value`, float32, and of equal ones the first the largest:
-    one reduction finds the best and where it is.
-    """
-    bits = value.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (N - 1 - index).to(tl.int64)
-
-
-@triton.jit
-def score(logit, peak, total, SIGMOID: tl.constexpr):
-    """Sigmoid, or softmax by the largest logit and the sum of the exponentials behind it."""
-    if SIGMOID:
-        return 1.0 / (1.0 + tl.exp(-logit))
-    return tl.exp(logit - peak) / total
+    for _ in tl.static_range(CLOSED):
+        weakest = tl.argmin(strength, 0)
+        strength = tl.where(group == weakest, float("inf"), strength)
+        choice = tl.where((group == weakest)[:, None], float("-inf"), choice)
+    return choice
 
 
 @triton.jit
@@ -106,32 +90,34 @@ def choose_kernel(
     real = (group < GROUPS) & (place < SIZE)
     expert = group * SIZE + place
     logit = tl.load(logits + token * (GROUPS * SIZE) + expert, mask=real, other=float("-inf"))
-    peak = tl.max(logit)
-    total = 1.0 if SIGMOID else tl.sum(tl.exp(logit - peak))
-    choice = score(logit, peak, total, SIGMOID)
+    if SIGMOID:
+        score = 1.0 / (1.0 + tl.exp(-logit))
+    else:
+        score = tl.exp(logit - tl.max(logit))
+        score = score / tl.sum(score)
+    choice = score
     if bias is not None:
         choice += tl.load(bias + expert, mask=real, other=0.0)
     choice = tl.where(real, choice, float("-inf"))
     if COUNTED > 0:
         there = tl.arange(0, BLOCK_GROUPS) < GROUPS
         choice = without_weakest_groups(choice, there, CLOSED, COUNTED)
-    N: tl.constexpr = BLOCK_GROUPS * BLOCK_SIZE
-    index, slot = tl.arange(0, N), tl.arange(0, BLOCK_K)
-    rank = ranked(tl.reshape(choice, [N]), index, N)
-    taken = tl.zeros([BLOCK_K], tl.int32)
+    choice = tl.reshape(choice, [BLOCK_GROUPS * BLOCK_SIZE])
+    score = tl.reshape(score, [BLOCK_GROUPS * BLOCK_SIZE])
+    index = tl.arange(0, BLOCK_GROUPS * BLOCK_SIZE)
+    slot = tl.arange(0, BLOCK_K)
+    taken, weight = tl.zeros([BLOCK_K], tl.int32), tl.zeros([BLOCK_K], tl.float32)
     for k in tl.static_range(TOP_K):
-        best = tl.max(rank, 0)
-        rank = tl.where(rank == best, -(2**63), rank)
-        place = N - 1 - (best & 0xFFFFFFFF).to(tl.int32)
-        taken = tl.where(slot == k, place // BLOCK_SIZE * SIZE + place % BLOCK_SIZE, taken)
-    inside = slot < TOP_K
-    logit = tl.load(logits + token * (GROUPS * SIZE) + taken, mask=inside, other=float("-inf"))
-    weight = score(logit, peak, total, SIGMOID)
+        best = tl.argmax(choice, 0)
+        value = tl.sum(tl.where(index == best, score, 0.0), 0)
+        choice = tl.where(index == best, float("-inf"), choice)
+        taken = tl.where(slot == k, best // BLOCK_SIZE * SIZE + best % BLOCK_SIZE, taken)
+        weight = tl.where(slot == k, value, weight)
     if NORM:
         weight = weight / (tl.sum(weight, 0) + 1e-20)
     at = token * TOP_K + slot
-    tl.store(ids + at, taken, mask=inside)
-    tl.store(weights + at, weight * scale, mask=inside)
+    tl.store(ids + at, taken, mask=slot < TOP_K)
+    tl.store(weights + at, weight * scale, mask=slot < TOP_K)
 
 
 def route(

@@ -1,4 +1,5 @@
-"""The sizes that the kernels of this package are compiled for: DeepSeek-R1's, and others' like it.
+"""The sizes that the kernels of this package are compiled for: DeepSeek-R1's, and others' like it;
+and how much of a prompt they take at a time, which the plan counts.
 
 A `ModelConfig` is `LatentSizes`, a `DenseConfig` `GroupedSizes`: the kernels lie below the model's
 code and do not know its classes.
