@@ -147,9 +147,10 @@ def gemv_seconds(
 
 
 def candidates(name: str, arch: int) -> Iterator[GemvTile]:
-    """Tiles worth trying for one token."""
+    """Tiles worth trying for one token; integers are asked for one step ahead at most."""
+    unrolls = (1, 2) if GPU_FORMATS[name].integer else (1, 2, 4)
     for repeat, (rows, width, warps), unroll in itertools.product(
-        (1, 2, 4, 8), ((1, 32, 1), (2, 16, 1), (4, 8, 1), (1, 64, 2), (1, 128, 4)), (1, 2, 4)
+        (1, 2, 4, 8), ((1, 32, 1), (2, 16, 1), (4, 8, 1), (1, 64, 2), (1, 128, 4)), unrolls
     ):
         if repeat * unroll <= 8 and repeat * GPU_FORMATS[name].groups <= 16:
             yield GemvTile(repeat, rows, width, unroll, warps)

@@ -23,12 +23,14 @@ def integer_gemv_kernel(
     LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
     OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
     SPAN: tl.constexpr, CHUNKS: tl.constexpr, GATED: tl.constexpr, REPEAT: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, EMULATED: tl.constexpr, PDL: tl.constexpr = False,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, AHEAD: tl.constexpr, EMULATED: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """As `gemv_kernel`, of one token; `x_token` and `x_matrix` count rows of activations.
 
     Programs of the same rows and other tokens are neighbours: they share what memory delivers.
-    The first weights are on their way while the kernel in front ends: nobody writes those.
+    The first weights are on their way while the kernel in front ends: nobody writes those. With
+    AHEAD (0 or 1) a step's weights are asked for before those of the step in front are used.
     EMULATED is for Triton's interpreter, which knows no instruction of the GPU's.
     """
     if ids is not None:  # that kernel may have chosen them
@@ -50,20 +52,24 @@ def integer_gemv_kernel(
     totals = ()
     for _ in tl.static_range(N):
         totals = totals + (tl.zeros([ROWS, WIDTH], tl.float32),)
-    totals = _step(
-        totals, parts, c, n_chunks, words, units, sums, first_x,
-        CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, N, EMULATED,
-    )  # fmt: skip
-    for start in range(WIDTH, n_chunks, WIDTH):
-        own = start + c
-        parts = _weights(
-            data, n_blocks, first_block, first_row, rows, cols, tl.minimum(own, n_chunks - 1),
-            LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,
-        )  # fmt: skip
+    for start in range(0, n_chunks, WIDTH):
+        own, following = start + c, tl.minimum(start + WIDTH + c, n_chunks - 1)
+        if AHEAD:
+            coming = _weights(
+                data, n_blocks, first_block, first_row, rows, cols, following,
+                LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,
+            )  # fmt: skip
         totals = _step(
             totals, parts, own, n_chunks, words, units, sums, first_x,
             CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, N, EMULATED,
         )  # fmt: skip
+        if AHEAD:
+            parts = coming
+        elif start + WIDTH < n_chunks:
+            parts = _weights(
+                data, n_blocks, first_block, first_row, rows, cols, following,
+                LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,
+            )  # fmt: skip
     place = matrix.to(tl.int64) * out_matrix + token * out_token
     store(totals, add, out, place, first_row, 1, rows, 0, 1, GATED, REPEAT, ROWS)
 

@@ -14,14 +14,17 @@ from localr1.gpu.formats import GPU_FORMATS
 FEW = 8  # tokens that `gemv` takes
 EXPANDED = 64  # chunks that a program of `expand_kernel` writes at a time
 _LANES = 32  # chunks that one warp reads at a time
-_PROGRAMS = 2048  # of one warp, that keep the memory of the largest GPU busy
-_WARPS = 4096  # the same where a warp reads less at a time
+_STEPS = 2112  # of warps that keep the memory of the largest GPU busy: 16 a multiprocessor
+_FEWEST = 512  # warps, of fewer rows each if need be
+_WARPS = 4096  # as _STEPS, where a warp reads less at a time
 _MOST_WARPS = 4  # of a program: they share its rows
 
 
 @dataclass(frozen=True, slots=True)
 class GemvTile:
-    """`rows` x `width` chunks at a time, `repeat` such tiles one below the other."""
+    """`rows` x `width` chunks at a time, `repeat` such tiles one below the other; the weights of
+    `unroll` such steps are on their way at once.
+    """
 
     repeat: int
     rows: int
@@ -34,7 +37,7 @@ class GemvTile:
         row = GPU_FORMATS[name]
         own = {"GATED": gated, "REPEAT": self.repeat, "ROWS": self.rows, "WIDTH": self.width}
         if row.integer:
-            return row.walk() | own
+            return row.walk() | own | {"AHEAD": self.unroll - 1}
         return row.constants() | own | {"TOKENS": _power(n_tokens), "UNROLL": self.unroll}
 
 
@@ -48,26 +51,37 @@ def gemv_tile(
     row = GPU_FORMATS[name]
     n_chunks = cols // row.chunk_values
     if row.integer:
-        return _integer_tile(rows, n_chunks, row.chunk_values, gated)
+        return _integer_tile(name, rows, n_chunks, gated)
     return _float_tile(rows, n_chunks, n_tokens, gated)
 
 
-def _integer_tile(rows: int, n_chunks: int, chunk_values: int, gated: bool) -> GemvTile:
-    """One warp; rows that 32 lanes would not fill are read by fewer. Measured on an H100; smaller
-    GPUs need fewer programs, so the same tiles fill them.
+def _integer_tile(name: str, rows: int, n_chunks: int, gated: bool) -> GemvTile:
+    """Activations serve four rows, and several warps share each where rows are few. Long rows go
+    two by two where a chunk is 64 values, but for Q4_K, the one format whose weights are better
+    asked for a step ahead.
+
+    Measured on an H100; smaller GPUs need fewer warps, so the same tiles fill them.
     """
-    width = min(_LANES, _power(n_chunks + 1) // 2)
+    width, warps, unroll = _width(n_chunks), 1, 2 if name == "Q4_K" else 1
     down = _LANES // width
-    repeat = max(1, 128 // chunk_values // (2 if gated else 1))
-    while repeat > 1 and rows < _PROGRAMS * repeat * down:
+    long = GPU_FORMATS[name].groups == 4 and unroll == 1 and n_chunks > 4 * _LANES
+    repeat = 2 if gated or long else 4
+    while _LANES <= width <= n_chunks // 2 and rows // repeat * warps * unroll < _STEPS:
+        width, warps = 2 * width, 2 * warps
+    while repeat > 1 and rows // (repeat * down) * warps < _FEWEST:
         repeat //= 2
-    return GemvTile(repeat, down, width, 1, 1)
+    return GemvTile(repeat, down, width, unroll, warps)
+
+
+def _width(n_chunks: int) -> int:
+    """Chunks of a row that a warp reads at a time: as many as leave few lanes without one."""
+    return next(w for w in (_LANES, 16, 8, 4, 2, 1) if w * -(-n_chunks // w) <= 1.15 * n_chunks)
 
 
 def _float_tile(rows: int, n_chunks: int, n_tokens: int, gated: bool) -> GemvTile:
     """Where few rows leave too few programs, several warps share each."""
-    width = next(w for w in (_LANES, 16, 8, 4, 2, 1) if w * -(-n_chunks // w) <= 1.15 * n_chunks)
-    down, repeat, warps = _LANES // width, 1, 1
+    width, repeat, warps = _width(n_chunks), 1, 1
+    down = _LANES // width
     if n_tokens == 1:
         repeat = 2 if gated else 4
     elif n_tokens == 2 and not gated:

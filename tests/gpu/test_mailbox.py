@@ -173,12 +173,13 @@ def test_the_ticket_is_released_behind_everything_else(
 def test_the_wait_looks_at_memory_and_the_clock(compiled: dict[str, list[str]], arch: int) -> None:
     look = ["ld.volatile.global.b64"] * 2
     accesses = ["clock" if "globaltimer" in a else a for a in compiled[f"wait_kernel {arch}"]]
-    assert accesses[:10] == [
-        *look, "clock", *look, *look, "clock", "fence.acq_rel.sys;", "ld.volatile.global.b64",
+    assert accesses[:11] == [
+        *look, "clock", *look, *look, "clock", "ld.acquire.sys.global.b64", "bar.sync",
+        "ld.volatile.global.b64",
     ]  # fmt: skip
-    *copies, status, waited, last = accesses[10:]
-    assert {access[:9] for access in copies} == {"ld.global", "st.global", "bar.sync"}
-    assert [status, waited, last] == ["st.global.b64", "st.global.b64", "fence.acq_rel.sys;"]
+    *copies, barrier, status, waited = accesses[11:]
+    assert {access[:9] for access in copies} == {"ld.global", "st.global"}
+    assert [barrier, status, waited] == ["bar.sync", "st.global.b64", "st.global.b64"]
 
 
 def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
