@@ -26,6 +26,7 @@ from tools.check_benchmarks import DOCUMENT
 
 BEGIN, END = "<!-- gpu -->", "<!-- end of gpu -->"
 R1, SMALL = "deepseek-r1", ["--ram", "24"]  # GiB: many times any cache
+PROMPT = ["--layers", "9", "--context", "4608", "--prefill", "4096"]
 LONG = ["--quant", "Q8_0", "--layers", "4", "--context", "131072", "--prefill", "131000"]
 DENSE = ["--context", "4096", "--prefill", "4000"]
 RUNS = (
@@ -33,7 +34,7 @@ RUNS = (
     ("R1, 1K", R1, ["--context", "1024", *SMALL]),
     ("R1, 32K", R1, ["--context", "32768", *SMALL]),
     ("R1, 8K, experts answer at once", R1, ["--context", "8192", "--stub", "--ram", "8"]),
-    ("9 layers of R1, a prompt of 4K", R1, ["--layers", "9", "--prefill", "4096", *SMALL]),
+    ("9 layers of R1, a prompt of 4K", R1, [*PROMPT, *SMALL]),
     ("4 layers of R1 in Q8_0, a prompt of 131K", R1, [*LONG, "--tokens", "3", *SMALL]),
     ("7B", "deepseek-r1:7b", DENSE),
     ("7B, 6 GiB of VRAM", "deepseek-r1:7b", [*DENSE, "--vram", "6"]),

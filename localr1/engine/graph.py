@@ -35,7 +35,7 @@ class DecodeGraph:
         self._rows = torch.empty(1, c.hidden_size, pin_memory=True)
         self._x = torch.empty(1, c.hidden_size, device=parts.device)
         self._logits = torch.empty(1, c.vocab_size, device=parts.device)
-        self._state = torch.zeros(3, dtype=torch.int64, pin_memory=True)
+        self._state = torch.zeros(2, dtype=torch.int64, pin_memory=True)
         self._first_layers = CpuGraph(model, cache) if model.cpu_layers else None
         self._handoff = parts.stage.open_mailbox() if any(parts.stage.banks) else None
         if self._handoff is not None:  # ends with us, since only one can run

@@ -2,11 +2,9 @@
 
 The protocol is cpu_experts/mailbox.py's. `post` is one program: it writes activations, ids and
 weights to pinned memory that the CPU reads, and then, with a release that covers the whole system,
-the ticket. `wait` is one program that looks at DONE and ABORT until either speaks or the time is
-over, so that no GPU spins longer than the limit, and brings the answer into the GPU's memory. Since
-only the CPU decides when it is through, it begins before the kernels in front of it have ended:
-what they take hides the way through PCIe. Both are captured into a graph: the numbers of the next
-ticket to post and to wait for live in device memory and are counted there.
+the ticket. `wait` is one warp that looks at DONE and ABORT until either speaks or the time is over,
+so that no GPU spins longer than the limit. Both are captured into a graph: the ticket's number
+lives in device memory and is counted there.
 
 The first failure stays in device memory as a status: from then on posts and waits of the same graph
 do nothing, the rest of the token is rubbish, and the host, which reads the status with the token,
@@ -38,7 +36,7 @@ _TICKET, _DONE, _ABORT, _ERROR = (
     tl.constexpr(word // 8) for word in (TICKET, DONE, protocol.ABORT, ERROR)
 )
 _LAYER, _TOKENS = (tl.constexpr(word // 8) for word in (protocol.LAYER, protocol.TOKENS))
-_POSTED, _STATUS, _WAITED = (tl.constexpr(n) for n in range(3))  # words of `state`
+_NUMBER, _STATUS = tl.constexpr(0), tl.constexpr(1)  # words of `state`
 _ABORTED, _LATE = tl.constexpr(protocol.ABORTED), tl.constexpr(LATE)
 
 
@@ -95,29 +93,15 @@ def publish(word, value):
 
 
 @triton.jit
-def acquire(word):
-    """Every load of this program behind it sees what was written before the value that `word` has.
+def acquire():
+    """Loads behind this see what was written before the words that loads before it saw.
 
-    Only the first thread looks, and the barrier hands on what it saw: looks of all threads, or a
-    fence, which also waits for stores, take some 10 us.
+    Every warp that does it takes a microsecond or two more, so `wait` is one.
     """
     tl.inline_asm_elementwise(
-        """{
-        .reg .pred first;
-        .reg .b32 thread;
-        .reg .b64 seen;
-        mov.u32 thread, %tid.x;
-        setp.eq.u32 first, thread, 0;
-        @first ld.acquire.sys.global.b64 seen, [$1];
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,~{memory}",
-        [word],
-        dtype=tl.int32,
-        is_pure=False,
+        "fence.acq_rel.sys; mov.u32 $0, 0;", "=r,~{memory}", [], dtype=tl.int32, is_pure=False,
         pack=1,
-    )
-    tl.debug_barrier()
+    )  # fmt: skip
 
 
 @triton.jit
@@ -135,34 +119,25 @@ def post_kernel(
     PDL: tl.constexpr = False,
 ):  # fmt: skip
     """Write a question and its ticket, unless something has failed before."""
-    pdl.start(PDL)
+    pdl.relay(PDL)
     if tl.load(state + _STATUS) == 0:
         fill(
             x, ids, weights, to_x, to_ids, to_weights, n_tokens, HIDDEN, TOP_K, BLOCK, BLOCK_K
         )  # fmt: skip
         tl.store(control + _LAYER, layer)
         tl.store(control + _TOKENS, n_tokens)
-        ticket = tl.load(state + _POSTED) + 1
+        ticket = tl.load(state + _NUMBER) + 1
         tl.debug_barrier()  # every thread has read the number before it changes
-        tl.store(state + _POSTED, ticket)
+        tl.store(state + _NUMBER, ticket)
         publish(control + _TICKET, ticket)
 
 
 @triton.jit
-def wait_kernel(
-    control, state, source, out, n_tokens, limit, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr = False,
-):  # fmt: skip
-    """Return when the ticket is answered, the mailbox aborted or `limit` nanoseconds have gone; the
-    answer [n_tokens, HIDDEN] is then in `out`.
-
-    All that is read and written here is the CPU's or another such kernel's, so it does not wait for
-    the kernels in front before it ends. Another such kernel has ended: between two of them lies
-    `post_kernel`, which lets the next one in when all in front of itself has ended.
-    """
-    pdl.let(PDL)
-    if tl.load(state + _STATUS, volatile=True) == 0:
-        ticket = tl.load(state + _WAITED, volatile=True) + 1
+def wait_kernel(control, state, limit, PDL: tl.constexpr = False):
+    """Return when the ticket is answered, the mailbox aborted or `limit` nanoseconds have gone."""
+    pdl.relay(PDL)
+    if tl.load(state + _STATUS) == 0:
+        ticket = tl.load(state + _NUMBER)
         began = nanoseconds()
         done = tl.load(control + _DONE, volatile=True)
         abort = tl.load(control + _ABORT, volatile=True)
@@ -171,24 +146,16 @@ def wait_kernel(
             done = tl.load(control + _DONE, volatile=True)
             abort = tl.load(control + _ABORT, volatile=True)
             spent = nanoseconds() - began
-        acquire(control + _DONE)
+        acquire()
         error = tl.load(control + _ERROR, volatile=True)
-        column = tl.arange(0, BLOCK)
-        for token in range(0, n_tokens):
-            at = token * HIDDEN + column
-            values = tl.load(source + at, mask=column < HIDDEN, cache_modifier=".cv")
-            tl.store(out + at, values, mask=column < HIDDEN)
-        tl.debug_barrier()  # every thread has read both words before they change
         tl.store(state + _STATUS, verdict(done, ticket, abort, error))
-        tl.store(state + _WAITED, ticket)
-    pdl.hold(PDL)
 
 
 class Handoff:
     """A `Mailbox` seen from the GPU; its memory must be `pinned`.
 
-    `x`, `ids`, `weights` and `out` are that memory, for `max_tokens` tokens; `answer` is the GPU's
-    copy of `out`.
+    `x`, `ids`, `weights` and `out` are that memory, for `max_tokens` tokens. After `wait`, norm.py
+    adds `out`, the answer, from where it lies.
     """
 
     def __init__(self, box: Mailbox, device: torch.device | str) -> None:
@@ -204,8 +171,7 @@ class Handoff:
         self.weights = part(weights, choices, torch.float32).view(box.max_tokens, box.top_k)
         self.x = part(x, values, torch.float32).view(box.max_tokens, box.hidden)
         self.out = part(out, values, torch.float32).view(box.max_tokens, box.hidden)
-        self.answer = torch.empty(box.max_tokens, box.hidden, device=device)
-        self.state = torch.zeros(3, dtype=torch.int64, device=device)
+        self.state = torch.zeros(2, dtype=torch.int64, device=device)
 
     def post(self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         """Ask for the experts of `layer`: x float32 `[T, hidden]`, ids int32 and weights float32
@@ -219,15 +185,9 @@ class Handoff:
             **_constants(self.box.hidden, self.box.top_k),
         )  # fmt: skip
 
-    def wait(self, n_tokens: int, seconds: float = 1.0) -> torch.Tensor:
-        """Hold the stream until the answer is there, at most so long: float32 `[T, hidden]` on the
-        GPU, which the next answer overwrites.
-        """
-        launch(
-            wait_kernel, (1,), self.control, self.state, self.out, self.answer, n_tokens,
-            int(seconds * 1e9), num_warps=8, **_rows(self.box.hidden),
-        )  # fmt: skip
-        return self.answer[:n_tokens]
+    def wait(self, seconds: float = 1.0) -> None:
+        """Hold the stream until the answer is there, at most so long."""
+        launch(wait_kernel, (1,), self.control, self.state, int(seconds * 1e9), num_warps=1)
 
     def failure(self) -> str | None:
         """What went wrong since the last `reset`, in words; waits for the GPU."""
@@ -247,8 +207,7 @@ class Handoff:
                 raise MailboxError(f"the experts are still busy after {seconds:g} s")
             time.sleep(0.001)
         box.memory[ERROR : ERROR + 8] = 0
-        ticket = box.word(TICKET)
-        self.state.copy_(torch.tensor([ticket, 0, ticket]))
+        self.state.copy_(torch.tensor([box.word(TICKET), 0]))
 
 
 def pinned(size: int) -> np.ndarray:
@@ -256,12 +215,9 @@ def pinned(size: int) -> np.ndarray:
     return torch.zeros(size, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-def _rows(hidden: int) -> dict[str, int]:
-    return {"HIDDEN": hidden, "BLOCK": triton.next_power_of_2(hidden)}
-
-
 def _constants(hidden: int, top_k: int) -> dict[str, int]:
-    return {**_rows(hidden), "TOP_K": top_k, "BLOCK_K": triton.next_power_of_2(top_k)}
+    blocks = {"BLOCK": triton.next_power_of_2(hidden), "BLOCK_K": triton.next_power_of_2(top_k)}
+    return {"HIDDEN": hidden, "TOP_K": top_k} | blocks
 
 
 def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
@@ -273,6 +229,5 @@ def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
     }
     constants = _constants(sizes.hidden_size, experts_per_token(sizes))
     yield Configuration(post_kernel, post, constants, 8, 2)
-    wait = {"control": "*i64", "state": "*i64", "source": "*fp32", "out": "*fp32"}
-    wait |= {"n_tokens": "i32", "limit": "i32"}
-    yield Configuration(wait_kernel, wait, _rows(sizes.hidden_size), 8, 2)
+    wait = {"control": "*i64", "state": "*i64", "limit": "i32"}
+    yield Configuration(wait_kernel, wait, {}, 1, 2)

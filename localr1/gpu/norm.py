@@ -1,6 +1,7 @@
 """RMSNorm on the GPU, and the residual sum in front of it: `x += add; out = x / rms(x) * weight`.
 
-One program per row, float32 throughout.
+One program per row, float32 throughout. The addend may lie in pinned host memory (the routed
+experts' answer, mailbox.py): it is read past the caches, once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def norm_kernel(
     pdl.relay(PDL)
     values = tl.load(x + row * STRIDE + columns, mask=inside, other=0.0)
     if add is not None:
-        values += tl.load(add + row * WIDTH + columns, mask=inside, other=0.0)
+        values += tl.load(add + row * WIDTH + columns, mask=inside, other=0.0, cache_modifier=".cv")
         tl.store(x + row * STRIDE + columns, values, mask=inside)
     factor = tl.rsqrt(tl.sum(values * values, 0) / WIDTH + eps)
     scaled = values * factor * weights

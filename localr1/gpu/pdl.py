@@ -6,9 +6,9 @@ what lies between two kernels is hidden. In front of `start` a kernel may read w
 weights. Since every one of them waits, the kernels further in front have ended too. launch.py fills
 in PDL, and tells the driver; a kernel without it starts when all is done, as ever.
 
-A product, which has many programs, lets the next kernel in behind its own wait. What has few is a
-`relay`, and lets it in before: the product behind it has then asked for its first weights when its
-turn comes.
+A product with many programs lets the next kernel in behind its own wait. A kernel with few, of
+which one would mostly see the gaps, is a `relay`: the product behind it comes in at once, and has
+asked for its weights when its turn is there.
 """
 
 from __future__ import annotations
@@ -21,28 +21,16 @@ ARCHITECTURE = 90  # the first that can
 
 
 @triton.jit
-def hold(PDL: tl.constexpr):
-    """Until the kernel in front has ended."""
-    if PDL:
-        cuda.gdc_wait()
-
-
-@triton.jit
-def let(PDL: tl.constexpr):
-    """The next kernel may take free places."""
-    if PDL:
-        cuda.gdc_launch_dependents()
-
-
-@triton.jit
 def start(PDL: tl.constexpr):
     """Hold until the kernel in front has ended, then let the next one take free places."""
-    hold(PDL)
-    let(PDL)
+    if PDL:
+        cuda.gdc_wait()
+        cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def relay(PDL: tl.constexpr):
     """As `start`, but let the next kernel in first."""
-    let(PDL)
-    hold(PDL)
+    if PDL:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()

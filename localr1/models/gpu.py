@@ -135,7 +135,7 @@ class GpuLinear:
 
 
 class GpuNorm:
-    """RMSNorm."""
+    """RMSNorm; the addend may lie in pinned memory."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight, self.eps = weight, eps

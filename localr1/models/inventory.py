@@ -193,6 +193,8 @@ def demands(config: Config) -> Demands:
 def _latent(c: ModelConfig) -> Demands:
     """MLA: the cache holds one latent a layer and token.
 
+    A GPU holds a prompt's hidden states and, for half of it (engine/halves.py), their norms and the
+    experts' answers, in float32.
     Activations of the CPU by token, in attention (attention.py), where they are most: the hidden
     states three times, queries, their rotated part and all heads' values, in float32; int8 forms of
     one input in two terms; the kernels' workspace, which holds two terms of the widest product.
@@ -210,7 +212,7 @@ def _latent(c: ModelConfig) -> Demands:
         cache_gpu=cache_layout.on_gpu(c).nbytes,
         cache_gpu_8bit=cache_layout.on_gpu(c, cache_layout.IN_8_BITS).nbytes,
         cache_ram=cache_layout.on_cpu(c).nbytes,
-        gpu_per_token=4 * hidden,
+        gpu_per_token=8 * hidden,
         gpu_piece=max(_latent_piece(c), _ffn_piece(c.intermediate_size)),
         ram_per_token=lives + wide,
         hybrid_per_token=12 * hidden + pairs,
