@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from localr1.engine.gpu_runner import GpuRunner, out_of_memory
+from localr1.engine.gpu_runner import GpuRunner
 from localr1.errors import Unsupported
 from localr1.events import Progress
 from localr1.gpu.driver import GpuError
+from localr1.gpu.failures import out_of_memory
 from localr1.gpu.kernels import kernels
 from localr1.gpu.launch import architecture
 from localr1.gpu.warmup import warmup

@@ -14,6 +14,7 @@ import torch
 from cpu_experts import ExpertBank, QuantTensor
 from localr1.gpu.activation import swiglu
 from localr1.gpu.activations import Activations, empty
+from localr1.gpu.failures import told
 from localr1.gpu.launch import architecture
 from localr1.gpu.linear import gated_gemv, linear, matmul
 from localr1.gpu.norm import rms_norm
@@ -113,7 +114,7 @@ class GpuParts:
         before, n_layers = None, self.config.n_layers - self._cpu_layers
         if self._cpu_layers:
             before = KVCache(self._cpu_layers, context, cache_layout.on_cpu(self.config))
-        return KVCache(n_layers, context, self.cache_layout, self.device, before)
+        return GpuCache(n_layers, context, self.cache_layout, self.device, before)
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
         self.position.fill_(cache.length)
@@ -121,6 +122,12 @@ class GpuParts:
 
     def activations(self, normed: Activations) -> Activations:
         return normed
+
+
+class GpuCache(KVCache):
+    """Its files are written and read in the engine's name: they raise what `told` does."""
+
+    save, load = told()(KVCache.save), told()(KVCache.load)
 
 
 class GpuLinear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from localr1.engine import gpu_runner
-from localr1.engine.gpu_runner import GpuRunner, told
+from localr1.engine.gpu_runner import GpuRunner
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import NO_MEMORY, DoesNotFit, LocalR1Error
 from localr1.gpu.driver import GpuError
+from localr1.gpu.failures import told
 from localr1.models.gpu import GpuParts
 from localr1.models.source import open_source, read_config
 from localr1.models.transformer import Transformer
@@ -48,11 +50,14 @@ def test_every_call_tells_of_a_launch_that_failed(
     logits = torch.zeros(1, runner.vocab_size, device=device)
     monkeypatch.setattr("localr1.gpu.norm.launch", broken)
     monkeypatch.setattr("localr1.gpu.sampling.launch", broken)
+    monkeypatch.setattr(runner.cache, "_parts", broken)
     calls: dict[str, Any] = {
         "read": lambda: list(runner.read([1, 2])),
         "step": lambda: runner.step(1),
         "logits": lambda: runner.logits([1, 2]),
         "draw": lambda: runner.draw(Sampler(SamplingParams()), logits),
+        "save": lambda: runner.cache.save(BytesIO(), 0, 1),
+        "load": lambda: runner.cache.load(BytesIO(bytes(runner.cache.token_nbytes)), 1),
     }
     for call in calls.values():
         with pytest.raises(LocalR1Error, match="the GPU failed: the launch was refused") as caught:
