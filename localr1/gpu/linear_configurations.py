@@ -14,12 +14,6 @@ from localr1.gpu.matmul import matmul_kernel
 from localr1.gpu.sizes import R1, AnySizes, GroupedSizes, LatentSizes, ffn_widths
 from localr1.gpu.tiles import EXPANDED, GemvTile, MatmulTile, gemv_tile, matmul_tile
 
-# What products read and write, and whether they add to it.
-KINDS = [
-    (x, out, add)
-    for x in ("*fp32", "*bf16")
-    for out, add in (("*fp32", None), ("*fp32", "*fp32"), ("*bf16", None))
-]
 _COUNTS = ("n_blocks", "n_tokens", "rows", "cols", "x_token", "x_matrix", "out_token", "out_matrix")
 
 
@@ -31,17 +25,15 @@ def configurations(
 ) -> Iterator[Configuration]:
     """Products with a model's weights outside its routed experts, if they are in `formats`.
 
-    `tokens` are the numbers of tokens that are decoded at once. F32 weights meet float32, others
-    either kind of activations.
+    `tokens` are the numbers of tokens that are decoded at once.
     """
     for name in formats:
-        for x, out, add in KINDS:
-            for n in tokens if x == "*fp32" or not GPU_FORMATS[name].integer else ():
-                for tile, gated in sorted(_gemv_tiles(arch, sizes, name, n), key=str):
-                    if not (gated and add):
-                        yield gemv_configuration(name, tile, n, gated, x, out, add)
-            for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
-                yield _matmul(name, large, x, out, add)
+        for n in tokens:
+            for tile, gated, out, add in sorted(set(_gemvs(arch, sizes, name, n)), key=str):
+                yield gemv_configuration(name, tile, n, gated, "*fp32", out, add)
+        for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
+            for add in (None, "*fp32"):
+                yield _matmul(name, large, "*fp32", "*fp32", add)
         for out in ("*fp32", "*bf16"):
             yield _expansion(name, out)
 
@@ -116,13 +108,27 @@ def _grouped(sizes: GroupedSizes) -> Iterator[tuple[int, int, bool]]:
     yield hidden, queries, False
 
 
-def _gemv_tiles(arch: int, sizes: AnySizes, name: str, n: int) -> set[tuple[GemvTile, bool]]:
-    values = GPU_FORMATS[name].block_values
-    return {
-        (gemv_tile(arch, name, rows, cols, n, gated), gated)
-        for rows, cols, gated in weight_shapes(sizes)
-        if cols % values == 0
-    }
+def _gemvs(
+    arch: int, sizes: AnySizes, name: str, n: int
+) -> Iterator[tuple[GemvTile, bool, str, str | None]]:
+    """Tile, whether gated, and the pointers of what is written and added to."""
+    for rows, cols, gated in weight_shapes(sizes):
+        if cols % GPU_FORMATS[name].block_values == 0:
+            tile = gemv_tile(arch, name, rows, cols, n, gated)
+            for out, add in _outputs(sizes, rows, cols, gated):
+                yield tile, gated, out, add
+
+
+def _outputs(
+    sizes: AnySizes, rows: int, cols: int, gated: bool
+) -> Iterator[tuple[str, str | None]]:
+    """Float32; the residual stream where that is as wide; bf16 where queries become latents."""
+    yield "*fp32", None
+    if rows == sizes.hidden_size and not gated:
+        yield "*fp32", "*fp32"
+    if not isinstance(sizes, GroupedSizes):
+        if (rows, cols) == (sizes.n_heads * sizes.kv_lora_rank, sizes.qk_nope_head_dim):
+            yield "*bf16", None
 
 
 def gemv_configuration(

@@ -175,7 +175,7 @@ def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration
     signature = {"x": "*fp32", "router": "*fp32", "out": "*fp32"}
     block = {"BLOCK": triton.next_power_of_2(sizes.hidden_size)}
     yield Configuration(few_logits_kernel, signature, shape | block, 8, 2)
-    signature["n_tokens"] = "i32"
+    signature = signature | {"n_tokens": "i32"}
     yield Configuration(many_logits_kernel, signature, shape | {"TILE": _TILE}, 4, 2)
     signature = {"logits": "*fp32", "ids": "*i32", "weights": "*fp32", "scale": "fp32"}
     constants = _constants(sizes)
