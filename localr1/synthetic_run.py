@@ -80,6 +80,9 @@ class SyntheticRun:
         with self._timed("compile CPU kernels"):
             attention = LATENT if isinstance(config, ModelConfig) else GROUPED
             _warm_up(self.weights.formats, () if on_gpu else (attention,), report)
+        if on_gpu:
+            with self._timed("compile GPU kernels"):
+                _warm_up_gpu(config, self.weights, cache, report)
         with self._timed("upload" if on_gpu else "build"), torch.inference_mode():
             if on_gpu:
                 from localr1.models.gpu import GpuParts
@@ -210,7 +213,7 @@ class SyntheticRun:
     def _gpu_token(self, parts: GpuParts, silent: bool) -> Iterator[Callable[[int], object]]:
         from localr1.engine.graph import DecodeGraph
 
-        with self._timed("capture without experts" if silent else "compile GPU kernels"):
+        with self._timed("capture without experts" if silent else "capture"):
             graph = DecodeGraph(self.model, parts, self.cache)
         try:
             yield graph.step
@@ -274,6 +277,13 @@ def _warm_up(formats: set[str], attention: tuple[str, ...], report: Report) -> N
         for done, total in cpu_experts.warmup(sorted(formats), attention):
             report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
             held.check()
+
+
+def _warm_up_gpu(config: Config, weights: SyntheticWeights, cache: str, report: Report) -> None:
+    """The same of the GPU's part."""
+    from localr1.engine.gpu_load import compile_kernels, formats_of
+
+    compile_kernels(config, formats_of(config, weights, weights.others), 0, cache, report)
 
 
 def _sent(report: Report, total: int) -> Callable[[int], None]:

@@ -37,7 +37,7 @@ def gpu_runner(
     torch.cuda.set_device(index)
     on_gpu = [name for name, tier in found.tiers.items() if tier is Tier.GPU and name in weights]
     try:
-        _compile(config, weights, on_gpu, index, cache, report)
+        compile_kernels(config, formats_of(config, weights, on_gpu), index, cache, report)
         sent = set(Kind) - {Kind.ROUTER}  # which comes otherwise, and is little
         total = sum(item.nbytes for item in found.gpu if item.name in sent)
         with torch.inference_mode():
@@ -53,14 +53,14 @@ def gpu_runner(
         raise Unsupported(str(error), "--device cpu runs without the GPU") from error
 
 
-def _compile(
-    config: Config, weights: Weights, on_gpu: Iterable[str], index: int, cache: str, report: Report
+def compile_kernels(
+    config: Config, formats: tuple[set[str], set[str]], index: int, cache: str, report: Report
 ) -> None:
-    """Compile the kernels that the disk lacks."""
-    formats = formats_of(config, weights, on_gpu)
+    """Compile the kernels that the disk lacks, on all cores; `formats` as `formats_of` gives them.
+    GpuError names one that does not compile.
+    """
     arch = architecture(index)
-    eight_bit = cache == cache_layout.IN_8_BITS
-    wanted = kernels(arch, config, *formats, eight_bit)
+    wanted = kernels(arch, config, *formats, cache == cache_layout.IN_8_BITS)
     for done, total in warmup(wanted, arch):
         if total:
             report(Progress("Compiling GPU kernels, first run only", done, total, "kernels"))
@@ -69,9 +69,13 @@ def _compile(
 def formats_of(
     config: Config, weights: Weights, on_gpu: Iterable[str]
 ) -> tuple[set[str], set[str]]:
-    """The formats that these weights have on a GPU: outside the routed experts, and theirs."""
+    """The formats that matrices among these weights have on a GPU: outside the routed experts, and
+    theirs. Norms, biases and routers have kernels of their own.
+    """
     others, experts = set[str](), set[str]()
     for name in on_gpu:
+        if len(weights[name].shape) < 2 or name.endswith("ffn_gate_inp.weight"):
+            continue
         found = weights[name].format.name
         (experts if "_exps." in name else others).add(found)
         if name.endswith("attn_kv_b.weight") and isinstance(config, ModelConfig):

@@ -34,7 +34,8 @@ class SyntheticWeights:
 
     `ram` bytes are for the weights named `in_ram`, which would take `routed_bytes`;
     `distinct_bytes` of them are used. All other weights would take `other_bytes`. Raises DoesNotFit
-    where one of `in_ram` is larger than `ram`. `held_bytes` is all memory that was filled.
+    where one of `in_ram` is larger than `ram`. `held_bytes` is all memory that was filled, `others`
+    the quantised weights that are not `in_ram`.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class SyntheticWeights:
                 self._kinds[name] = type_of(name, shape, quant, family), shape
         routed = [name for name in self._kinds if name in in_ram]
         others = [name for name, (kind, _) in self._kinds.items() if kind != "F32"]
-        others = [name for name in others if name not in in_ram]
+        self.others = others = [name for name in others if name not in in_ram]
         self.routed_bytes = sum(map(self._nbytes, routed))
         self.distinct_bytes = min(ram, self.routed_bytes)
         self._check(max(map(self._nbytes, routed), default=0))

@@ -13,12 +13,17 @@ from localr1.engine.gpu_load import formats_of
 from localr1.gpu import launch
 from localr1.gpu.cubins import Configuration
 from localr1.gpu.kernels import kernels
-from localr1.models.cache_layout import CACHES, IN_8_BITS
+from localr1.models.architecture import Config, config_from_hf
+from localr1.models.cache_layout import CACHES, IN_8_BITS, IN_16_BITS
 from localr1.models.gpu import GpuParts
+from localr1.models.linear import Weights
+from localr1.models.shapes import weight_shapes
 from localr1.models.source import open_source, read_config
+from localr1.models.synthetic import SyntheticWeights
 from localr1.models.transformer import Transformer
 from tests import toy, toy_dense
 from tests.gpu.test_model import PLACES
+from tests.test_bench_synthetic import DENSE, TINY
 
 MODELS: dict[str, Callable[[Path], Path]] = {
     "deepseek": lambda at: toy.gguf(toy.hf_folder(at, toy.config()), at / "toy.gguf"),
@@ -44,32 +49,56 @@ def told(configuration: Configuration) -> tuple[str, ...]:
     return configuration.fn.__name__, *(str(sorted(part.items())) for part in parts)
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("name", MODELS)
-def test_nothing_is_launched_that_was_not_compiled(
-    name: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launched: set[tuple[str, ...]] = set()
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, ...]]:
+    """What is launched from now on, without being run; ids of experts that nobody chooses are 0."""
+    found: set[tuple[str, ...]] = set()
 
     def note(fn: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: Any) -> None:
-        """Instead of running it; ids of experts that nobody chooses are 0."""
         kinds, _ = launch._described(args)
         for tensor in args:
             if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.int32:
                 tensor.zero_()
-        launched.add(told(launch._configuration(fn, kinds, constants, 4, 2)))
+        found.add(told(launch._configuration(fn, kinds, constants, 4, 2)))
 
     monkeypatch.setattr(launch, "_interpret", note)
+    return found
+
+
+def run(config: Config, weights: Weights, on_gpu: Callable[[str], bool], cache: str) -> int:
+    """A token, few and many; the architecture."""
+    parts = GpuParts(config, 64, "cpu", on_gpu, cache=cache)
+    model = Transformer(config, weights, 64, parts)
+    for n_tokens in (1, 9, 20):
+        *_, hidden = model.layers([0] * n_tokens, model.new_cache(64))
+        model.head(hidden, last=1)
+    return parts.arch
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_is_launched_that_was_not_compiled(
+    name: str, cache: str, tmp_path: Path, launched: set[tuple[str, ...]]
+) -> None:
     source = open_source(MODELS[name](tmp_path))
     config = read_config(source)
     for on_gpu in PLACES.values():
-        parts = GpuParts(config, 64, "cpu", on_gpu, cache=cache)
-        model = Transformer(config, source, 64, parts)
-        for n_tokens in (1, 9, 20):
-            *_, hidden = model.layers([0] * n_tokens, model.new_cache(64))
-            model.head(hidden, last=1)
+        arch = run(config, source, on_gpu, cache)
     formats = formats_of(config, source, source.names())
-    wanted = kernels(parts.arch, config, *formats, cache == IN_8_BITS)
-    compiled = {told(made) for made in wanted}
-    assert launched
-    assert not sorted(launched - compiled)
+    compiled = {told(made) for made in kernels(arch, config, *formats, cache == IN_8_BITS)}
+    assert launched and not sorted(launched - compiled)
+
+
+@pytest.mark.parametrize("shapes", [TINY, DENSE])
+@pytest.mark.parametrize("suffix", ["_exps.weight", "nothing"])
+def test_nor_of_random_weights(
+    shapes: dict[str, Any], suffix: str, launched: set[tuple[str, ...]]
+) -> None:
+    """Routed experts in RAM, or all on the GPU."""
+    config = config_from_hf(shapes)
+    in_ram = frozenset(name for name in weight_shapes(config) if name.endswith(suffix))
+    weights = SyntheticWeights(config, "Q4_K_M", in_ram, 64 << 20)
+    arch = run(config, weights, lambda name: name not in in_ram, IN_16_BITS)
+    formats = formats_of(config, weights, weights.others)
+    compiled = {told(made) for made in kernels(arch, config, *formats)}
+    assert launched and not sorted(launched - compiled)
