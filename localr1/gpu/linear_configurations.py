@@ -58,7 +58,7 @@ def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Co
 def representative(arch: int) -> Iterator[Configuration]:
     """What CI compiles of all that: each kernel for each format for sm_86, three formats elsewhere.
 
-    Products of few tokens and `expand_kernel` use no shared memory, those of many the most with
+    Products of few tokens and `expand_kernel` use little shared memory, those of many the most with
     float32 activations in the largest tile, and as much on sm_86 as on sm_80, 89 and 120.
     """
     for name in GPU_FORMATS if arch == 86 else ("Q4_K", "FP8_E4M3", "F32"):
