@@ -283,7 +283,7 @@ def _warm_up_gpu(config: Config, weights: SyntheticWeights, cache: str, report: 
     """The same of the GPU's part."""
     from localr1.engine.gpu_load import compile_kernels, formats_of
 
-    compile_kernels(config, formats_of(config, weights, weights.others), 0, cache, report)
+    compile_kernels(config, formats_of(config, weights, weights.other_names), 0, cache, report)
 
 
 def _sent(report: Report, total: int) -> Callable[[int], None]:

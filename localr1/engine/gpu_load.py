@@ -74,9 +74,10 @@ def formats_of(
     """
     others, experts = set[str](), set[str]()
     for name in on_gpu:
-        if len(weights[name].shape) < 2 or name.endswith("ffn_gate_inp.weight"):
+        weight = weights[name]
+        if len(weight.shape) < 2 or name.endswith("ffn_gate_inp.weight"):
             continue
-        found = weights[name].format.name
+        found = weight.format.name
         (experts if "_exps." in name else others).add(found)
         if name.endswith("attn_kv_b.weight") and isinstance(config, ModelConfig):
             others.add(inventory.keys_on_gpu(found, config))

@@ -130,10 +130,10 @@ def copies(name: str, shape: Shape) -> list[GpuWeight]:
     ]
 
 
-def inputs(shape: Shape, n_tokens: int, dtype: torch.dtype) -> torch.Tensor:
-    """Activations for a shape."""
+def inputs(shape: Shape, n_tokens: int) -> torch.Tensor:
+    """Activations for a shape, float32 as a model's."""
     between = (shape.n,) if shape.n > 1 else ()
-    return torch.randn(n_tokens, *between, shape.cols, device="cuda").to(dtype)
+    return torch.randn(n_tokens, *between, shape.cols, device="cuda")
 
 
 def gemv_seconds(
@@ -184,7 +184,7 @@ def decode_rows(
         weights = copies(name, shape)
         n_bytes = weights[0].nbytes
         for n in tokens:
-            x = inputs(shape, n, torch.float32)
+            x = inputs(shape, n)
             rows = shape.rows * (1 if shape.gated else shape.n)
             tile = gemv_tile(architecture(), name, rows, shape.cols, n, shape.gated)
             seconds = gemv_seconds(weights, shape, x)
@@ -211,7 +211,8 @@ def prefill_seconds(name: str, shape: Shape, x: torch.Tensor) -> float:
     """Seconds of a product with many tokens; "torch" is its own, of bf16 weights."""
     if name == "torch":
         plain = torch.randn(shape.cols, shape.rows, device="cuda").bfloat16()
-        return graph_seconds(lambda _: x @ plain, 4)
+        rounded = x.bfloat16()
+        return graph_seconds(lambda _: rounded @ plain, 4)
     weights = copies(name, shape)
     out = torch.empty(len(x), shape.rows, device="cuda")
     return graph_seconds(lambda i: matmul(x, weights[i % 2], out), 4)
@@ -224,7 +225,7 @@ def prefill_rows(formats: list[str]) -> Iterator[dict[str, Any]]:
             continue
         if name != "torch" and not fits(name, shape):
             continue
-        seconds = prefill_seconds(name, shape, inputs(shape, n, torch.bfloat16))
+        seconds = prefill_seconds(name, shape, inputs(shape, n))
         flops = 2 * n * shape.rows * shape.cols
         row = {"format": name, "shape": shape.name, "tokens": n, "us": seconds * 1e6}
         yield row | {"TFLOP/s": flops / seconds / 1e12}

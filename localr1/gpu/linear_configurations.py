@@ -34,8 +34,8 @@ def configurations(
         for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
             for add in (None, "*fp32"):
                 yield _matmul(name, large, "*fp32", "*fp32", add)
-        for out in ("*fp32", "*bf16"):
-            yield _expansion(name, out)
+        if not isinstance(sizes, GroupedSizes):
+            yield _expansion(name)
 
 
 def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Configuration]:
@@ -66,7 +66,7 @@ def representative(arch: int) -> Iterator[Configuration]:
         rows, cols = R1.hidden_size, R1.n_heads * R1.v_head_dim
         yield gemv_configuration(name, gemv_tile(arch, name, rows, cols, 1), 1, False, *kinds)
         yield _matmul(name, matmul_tile(arch, name, 128), "*fp32", "*fp32", "*fp32")
-        yield _expansion(name, "*bf16")
+        yield _expansion(name)
     for name, n in (("Q4_K", 1), ("F16", 8)):
         tile = gemv_tile(arch, name, R1.moe_intermediate_size, R1.hidden_size, n, True)
         yield gemv_configuration(name, tile, n, True, "*fp32", "*fp32", None)
@@ -159,9 +159,14 @@ def _matmul(
     return _configuration(matmul_kernel, name, own, x, out, add, ids, *warps)
 
 
-def _expansion(name: str, out: str) -> Configuration:
+def _expansion(name: str) -> Configuration:
+    """Of latent attention's keys and values, for prompts."""
     constants = GPU_FORMATS[name].constants() | {"WIDTH": EXPANDED}
-    signature = {"data": "*u8", "out": out, "n_blocks": "i32", "rows": "i32", "cols": "i32"}
+    signature = {
+        "data": "*u8",
+        "out": "*bf16",
+        **dict.fromkeys(("n_blocks", "rows", "cols"), "i32"),
+    }
     return Configuration(expand_kernel, *_with_scales(name, signature, constants))
 
 

@@ -125,7 +125,7 @@ class GpuParts:
 
 
 class GpuCache(KVCache):
-    """Its files are written and read in the engine's name: they raise what `told` does."""
+    """`save` and `load`, which nothing of the runner's stands before, raise what `told` does."""
 
     save, load = told()(KVCache.save), told()(KVCache.load)
 

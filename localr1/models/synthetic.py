@@ -34,8 +34,8 @@ class SyntheticWeights:
 
     `ram` bytes are for the weights named `in_ram`, which would take `routed_bytes`;
     `distinct_bytes` of them are used. All other weights would take `other_bytes`. Raises DoesNotFit
-    where one of `in_ram` is larger than `ram`. `held_bytes` is all memory that was filled, `others`
-    the quantised weights that are not `in_ram`.
+    where one of `in_ram` is larger than `ram`. `held_bytes` is all memory that was filled;
+    `other_names` are the quantised weights that are not `in_ram`.
     """
 
     def __init__(
@@ -53,18 +53,19 @@ class SyntheticWeights:
                 self._kinds[name] = type_of(name, shape, quant, family), shape
         routed = [name for name in self._kinds if name in in_ram]
         others = [name for name, (kind, _) in self._kinds.items() if kind != "F32"]
-        self.others = others = [name for name in others if name not in in_ram]
+        self.other_names = [name for name in others if name not in in_ram]
         self.routed_bytes = sum(map(self._nbytes, routed))
         self.distinct_bytes = min(ram, self.routed_bytes)
         self._check(max(map(self._nbytes, routed), default=0))
-        self.other_bytes = sum(map(self._nbytes, others))
-        shared = min(self.other_bytes, max([_OTHERS, *map(self._nbytes, others)]))
+        self.other_bytes = sum(map(self._nbytes, self.other_names))
+        shared = min(self.other_bytes, max([_OTHERS, *map(self._nbytes, self.other_names)]))
         self.held_bytes = self.distinct_bytes + shared
         kinds = self.formats - {"F32"}
         kind = kinds.pop() if len(kinds) == 1 else "Q8_0"  # several: blocks, which all look alike
         self._routed = _filled(self.distinct_bytes, kind, report)
         self._others = _filled(shared, kind, report)
-        self._place = self._places(routed, self.distinct_bytes) | self._places(others, shared)
+        self._place = self._places(routed, self.distinct_bytes)
+        self._place |= self._places(self.other_names, shared)
 
     @property
     def formats(self) -> set[str]:

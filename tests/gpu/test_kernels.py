@@ -99,6 +99,6 @@ def test_nor_of_random_weights(
     in_ram = frozenset(name for name in weight_shapes(config) if name.endswith(suffix))
     weights = SyntheticWeights(config, "Q4_K_M", in_ram, 64 << 20)
     arch = run(config, weights, lambda name: name not in in_ram, IN_16_BITS)
-    formats = formats_of(config, weights, weights.others)
+    formats = formats_of(config, weights, weights.other_names)
     compiled = {told(made) for made in kernels(arch, config, *formats)}
     assert launched and not sorted(launched - compiled)
