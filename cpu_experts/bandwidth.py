@@ -13,6 +13,7 @@ import numpy as np
 from numba import types
 
 from cpu_experts.cache import c_function, entry, inner
+from cpu_experts.cpu import last_cache_bytes
 from cpu_experts.memory import atomic_add, load_i64, prefetch
 from cpu_experts.pool import ITEM, get_threads, pool_address, run_job, set_threads
 from cpu_experts.vectors import dot_bytes, or_, splat_8_bytes, sum_floats, to_floats, xor
@@ -25,7 +26,8 @@ _LEAST, _MOST = 1 << 18, 1 << 23
 _WAYS = [(streams, ahead) for streams in (1, 2, 4) for ahead in (512, 1024, 2048)]
 _TURN = 512  # bytes of a stream's turn
 _PAGE, _ROUNDS = 4096, 3
-_LOOPS = 1 << 14  # of 16 VPDPBUSD each, in an item
+_PROBED = 2  # last caches that a way is tried on: out of a cache another one is the best
+_ITEMS, _LOOPS = 64, 1 << 14  # of 16 VPDPBUSD each, in an item
 _ADDRESS, _STARTS, _STREAMS, _AHEAD, _SINK = 0, 8, 16, 24, 128
 _JOB_WORDS = 32
 
@@ -77,7 +79,8 @@ def read_seconds(memory: np.ndarray, way: tuple[int, int] = _WAYS[0]) -> float:
 
 def best_way(memory: np.ndarray) -> tuple[int, int]:
     """The streams and the prefetch distance with which `memory` is read fastest."""
-    return min(_WAYS, key=lambda way: min(read_seconds(memory, way) for _ in range(_ROUNDS)))
+    part = memory[: max(_PROBED * last_cache_bytes(), 1 << 28)]
+    return min(_WAYS, key=lambda way: min(read_seconds(part, way) for _ in range(_ROUNDS)))
 
 
 def ways_by_threads(memory: np.ndarray) -> dict[int, tuple[int, int]]:
@@ -139,11 +142,15 @@ def _multiply_item(job, item, slot, scratch):
     atomic_add(job + _SINK, _chains(_LOOPS, load_i64(job + _ADDRESS) + item))
 
 
-def vnni_operations_per_second(items: int = 64) -> float:
-    """Byte multiplications and additions per second, all threads; for the avx512_vnni tier."""
+def vnni_operations_per_second(seconds: float = 0.01) -> float:
+    """Byte multiplications and additions per second, all threads; for the avx512_vnni tier.
+
+    The best of rounds over so many seconds: one takes less than a thread may be kept from its core.
+    """
     run, code = entry(_run, _RUN), c_function(_multiply_item, ITEM)
     job, pool = np.zeros(_JOB_WORDS, dtype=np.int64), pool_address()
-    run(items, int(job.ctypes.data), 0, pool, code)
-    start = time.perf_counter()
-    run(items, int(job.ctypes.data), 0, pool, code)
-    return items * _LOOPS * 16 * 64 * 2 / (time.perf_counter() - start)
+    end, least = time.perf_counter() + seconds, float("inf")
+    while (start := time.perf_counter()) < end:
+        run(_ITEMS, int(job.ctypes.data), 0, pool, code)
+        least = min(least, time.perf_counter() - start)
+    return _ITEMS * _LOOPS * 16 * 64 * 2 / least

@@ -188,7 +188,7 @@ def read_bandwidth(caches: int) -> tuple[float, int]:
     """
     wanted = max(caches * last_cache_bytes(), 1 << 28)
     memory = filled_memory(min(wanted, psutil.virtual_memory().available // 3))
-    ways = ways_by_threads(memory[: 1 << 28])
+    ways = ways_by_threads(memory)
     best = max(max(read_limit(memory, ways).values()) for _ in range(3))
     return best / 1e9, memory.nbytes
 

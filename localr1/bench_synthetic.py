@@ -3,9 +3,10 @@
 The real engine runs: on a GPU for which there are kernels, attention, shared experts and head there
 in one CUDA graph with the routed experts in RAM, or a dense model with as many FFNs there as have
 room; else all on the CPU. Only the choice of experts is replaced, by a random one for every layer
-and token. Shares are of the limit that the memories' bandwidths set, measured in the same run. Not
-here: what lies where (synthetic_plan.py), running it (synthetic_run.py), how the result is told
-(synthetic_card.py), real files (bench.py), the kernels alone (bench_kernels.py).
+and token. Shares are of the limit that the memories' bandwidths set, RAM's measured between the
+tokens (read_speed.py). Not here: what lies where (synthetic_plan.py), running it
+(synthetic_run.py), how the result is told (synthetic_card.py), real files (bench.py), the kernels
+alone (bench_kernels.py).
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 import cpu_experts
-from cpu_experts.bandwidth import read_limit, vnni_operations_per_second, ways_by_threads
-from cpu_experts.bench import CACHES, MOST
+from cpu_experts.bandwidth import vnni_operations_per_second
+from cpu_experts.bench import MOST
 from cpu_experts.cpu import last_cache_bytes
 from localr1 import ram_peak, registry, synthetic_card
 from localr1.bench import Row, machine
@@ -36,6 +36,7 @@ from localr1.models.config import ModelConfig
 from localr1.models.inventory import Inventory
 from localr1.models.quant_rules import DEFAULTS
 from localr1.progress import ProgressLine
+from localr1.read_speed import ReadSpeed
 from localr1.synthetic_plan import InRam, in_ram, planned, projections, traffic
 from localr1.synthetic_run import WARM, SyntheticRun, TokenSeconds, asked
 from offload.hardware import Gpu, Hardware
@@ -45,7 +46,7 @@ from offload.predict import DEPTH
 
 Report = Callable[[Progress], None]
 
-_ROUNDS = 3
+_PEAK_SECONDS = 0.5
 _WEIGHTS = {kind.value for kind in Kind} - {Kind.ROUTER.value}  # norms are there as they are
 
 
@@ -150,8 +151,12 @@ def measure(
     rows = []
     if options.prefill:
         rows.append(_prefill(subject, stock, kept, options.prefill, gpu is not None))
-    limits = _limits(subject, stock, kept, gpu, options)
-    rows += _decode(subject, kept.title, limits, options)
+    speed = ReadSpeed(subject.weights.measured)
+    apart = bool(subject.banks) and not options.stub
+    experts = subject.experts_seconds(options.tokens) if apart else None
+    times = subject.decode_seconds(options.tokens, options.stub, speed.again)
+    limits = _limits(subject, stock, kept, gpu, options, speed)
+    rows += _decode(times, experts, kept.title, limits, options)
     loads = subject.seconds.items()
     cards: list[dict[str, Any]] = []
     if not options.stub:
@@ -210,15 +215,16 @@ def _prefill(
     if on_gpu and kept.names and cpu_experts.tier() == "avx512_vnni":
         weights = [weight for weight in stock.weights if weight.name in kept.names]
         operations = sum(2 * weight.values * weight.read_fraction for weight in weights)
-        share = speed * operations / max(vnni_operations_per_second() for _ in range(_ROUNDS))
+        share = speed * operations / vnni_operations_per_second(_PEAK_SECONDS)
     return _row("prefill", "prefill", tokens, speed, "tokens/s", share)
 
 
 def _limits(
-    subject: SyntheticRun, stock: Inventory, kept: InRam, gpu: Gpu | None, options: Options
-) -> dict[str, Any]:
-    """What the memories' bandwidths allow, measured now; bytes that one token reads."""
-    bandwidth, working_set = _read_bandwidth(subject.weights.measured)
+    subject: SyntheticRun, stock: Inventory, kept: InRam, gpu: Gpu | None, options: Options,
+    speed: ReadSpeed,
+) -> dict[str, Any]:  # fmt: skip
+    """What the memories' bandwidths allow; bytes that one token reads."""
+    bandwidth, working_set = speed.bandwidth, speed.working_set
     read = traffic(stock, kept, _depth(options), options.stub)
     ram, vram = (read.ram, read.alone) if gpu else (read.ram + read.alone + read.shared, 0.0)
     # What fits a cache is not read from memory, and memory is then no limit.
@@ -241,30 +247,23 @@ def _limits(
     }
 
 
-def _read_bandwidth(routed: np.ndarray) -> tuple[float, int]:
-    """Bytes/second at which the experts' own memory is read, and how much of it was."""
-    part = routed[: max(CACHES * last_cache_bytes(), 1 << 28)]
-    ways = ways_by_threads(part[: 1 << 28])
-    return max(max(read_limit(part, ways).values()) for _ in range(_ROUNDS)), part.nbytes
-
-
 def _decode(
-    subject: SyntheticRun, title: str, limits: dict[str, Any], options: Options
+    times: TokenSeconds, experts: float | None, title: str, limits: dict[str, Any], options: Options
 ) -> list[Row]:
-    """Decode and where its time goes; with `stub` only what is left without what is in RAM."""
+    """Decode and where its time goes; with `stub` only what is left without what is in RAM.
+
+    `experts` (None: not measured) is what they take by themselves, in seconds.
+    """
     tokens, on_gpu = options.tokens, limits["vram_bandwidth"] is not None
-    apart = bool(subject.banks) and not options.stub
-    experts = subject.experts_seconds(tokens) if apart else 0.0
-    times = subject.decode_seconds(tokens, options.stub)
     total = times.without if options.stub else times.whole
     share = 1 / total / limits["decode"] if limits["applies"] else None
     rows = [_row("decode", "decode", tokens, 1 / total, "tokens/s", share)]
-    if apart:
+    if experts is not None:
         speed = limits["routed_bytes_per_token"] / total / 1e9
         rows.append(_row(title, "decode", tokens, speed, "GB/s"))
     parts = {"a token": total}
-    if subject.banks:
-        parts |= parts_of(times, experts if apart else None, title, on_gpu)
+    if times.silent:
+        parts |= parts_of(times, experts, title, on_gpu)
     return rows + [_row(name, "decode", tokens, 1e3 * part, "ms") for name, part in parts.items()]
 
 

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 Report: TypeAlias = Callable[[Progress], None]
 
-_FORMAT = 2  # of the file, and of what its figures mean
+_FORMAT = 3  # of the file, and of what its figures mean
 _CACHES = 20  # a working set of so many last-level caches cannot live in them,
 _MOST, _PART = 4 << 30, 12  # but it takes no more than this, and than this part of the free RAM,
 _TOUCH_SECONDS = 2.0  # and no longer to get: memory that was free for long is slow at first
-_READ_SECONDS = 1.5  # of rounds of which the best counts: other programs use the memory too
+_READ_SECONDS = 1.5  # of rounds whose median counts: other programs use the memory too
 _CHUNK = 64 << 20
 _PEAK_SECONDS = 0.5
 _ROWS, _COLUMNS, _TOKENS = 1024, 4096, 64  # of the multiplication where there is no VNNI
@@ -159,7 +159,7 @@ def _ram_bandwidth() -> float:
     room = memory.available_bytes() // _PART
     data = _touched(min(_CACHES * cpu.last_cache_bytes(), _MOST, room), cpu_experts.get_threads())
     read_seconds(data[:_CHUNK])  # the workers come up
-    way = best_way(data[: 8 * _CHUNK])
+    way = best_way(data)
     until, took = time.monotonic() + _READ_SECONDS, [read_seconds(data, way)]
     while time.monotonic() < until:
         took.append(read_seconds(data, way))
@@ -190,10 +190,7 @@ def _touched(wanted: int, threads: int) -> np.ndarray:
 def _vnni_peak() -> float:
     from cpu_experts.bandwidth import vnni_operations_per_second
 
-    until, best = time.monotonic() + _PEAK_SECONDS, 0.0
-    while time.monotonic() < until:
-        best = max(best, vnni_operations_per_second())
-    return best
+    return vnni_operations_per_second(_PEAK_SECONDS)
 
 
 def _portable_peak() -> float:

@@ -74,6 +74,7 @@ class SyntheticRun:
     ) -> None:
         self.config, self.context, self.seconds = config, context, dict[str, float]()
         self._parts: GpuParts | None = None
+        self._rest: Callable[[], None] = lambda: None  # frees the cores until the next token
         self.vram_free: int | None = None
         with self._timed("fill memory"):
             self.weights = SyntheticWeights(config, quant, in_ram, _room(ram), report)
@@ -172,14 +173,17 @@ class SyntheticRun:
             took.append(time.perf_counter() - began)
         return statistics.median(took[WARM:])
 
-    def decode_seconds(self, tokens: int, stub: bool) -> TokenSeconds:
+    def decode_seconds(
+        self, tokens: int, stub: bool, beside: Callable[[], None] | None = None
+    ) -> TokenSeconds:
         """Medians; of the whole token only without `stub`, of the others where a layer asks for
-        experts. The cache is filled up to `context - tokens - 1`.
+        experts. The cache is filled up to `context - tokens - 1`. `beside` is called after each
+        whole token, all cores free.
         """
         whole = skipped = silent = 0.0
         with self._token(silent=False) as step:
             if not stub:
-                whole = self._median(step, tokens)
+                whole = self._median(step, tokens, beside=beside)
             if self.banks and self._parts:
                 skipped = self._median(step, tokens, stub=True)
         if self.banks:
@@ -216,8 +220,10 @@ class SyntheticRun:
         with self._timed("capture without experts" if silent else "capture"):
             graph = DecodeGraph(self.model, parts, self.cache)
         try:
+            self._rest = graph.rest
             yield graph.step
         finally:
+            self._rest = lambda: None
             if not silent:
                 self._look_at_vram()
             graph.close()
@@ -227,7 +233,10 @@ class SyntheticRun:
         self.cache.truncate(0)
         self.cache.commit(self.context - tokens - WARM - 1)
 
-    def _median(self, step: Callable[[int], object], tokens: int, stub: bool = False) -> float:
+    def _median(
+        self, step: Callable[[int], object], tokens: int, stub: bool = False,
+        beside: Callable[[], None] | None = None,
+    ) -> float:  # fmt: skip
         self._rewind(tokens)
         took = []
         for token in np.random.default_rng(2).integers(0, self.config.vocab_size, tokens + WARM):
@@ -236,6 +245,9 @@ class SyntheticRun:
             step(int(token))
             took.append(time.perf_counter() - began)
             self.cache.commit(1)
+            if beside:
+                self._rest()
+                beside()
         return statistics.median(took[WARM:])
 
 

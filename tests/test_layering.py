@@ -38,7 +38,7 @@ ORDER = [
     ["localr1.llm"],
     ["localr1.bench", "localr1.show", "localr1.verify", "localr1.doctor", "localr1.configured"],
     ["localr1.bench_kernels", "localr1.synthetic_choice", "localr1.synthetic_card"],
-    ["localr1.synthetic_run", "localr1.ram_peak"],
+    ["localr1.synthetic_run", "localr1.ram_peak", "localr1.read_speed"],
     ["localr1.synthetic_plan"],
     ["localr1.bench_synthetic"],
     ["localr1.cli"],

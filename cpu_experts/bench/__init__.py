@@ -169,7 +169,7 @@ def decode_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, Any]:
     ]
     n_bytes *= together
     rounds[0].run()
-    ways = ways_by_threads(memory[-min(memory.nbytes, 1 << 28) :])
+    ways = ways_by_threads(memory)
     values: list[float] = []
     limits: list[dict[int, float]] = []
     end, turn = time.perf_counter() + seconds, 0
@@ -212,7 +212,7 @@ def few_tokens_row(name: str, memory: np.ndarray, seconds: float) -> dict[str, A
     first = np.tile(np.arange(SLOTS, dtype=np.int32), (FEW_TOKENS, 1))
     operations = 2 * FEW_TOKENS * SLOTS * 3 * HIDDEN * INTER
     moe_forward(x, first, weights, bank)
-    ways = ways_by_threads(memory[-min(memory.nbytes, 1 << 28) :])
+    ways = ways_by_threads(memory)
     took: list[float] = []
     peaks: list[float] = []
     reads: list[float] = []
