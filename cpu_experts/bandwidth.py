@@ -142,10 +142,11 @@ def _multiply_item(job, item, slot, scratch):
     atomic_add(job + _SINK, _chains(_LOOPS, load_i64(job + _ADDRESS) + item))
 
 
-def vnni_operations_per_second(seconds: float = 0.01) -> float:
+def vnni_operations_per_second(seconds: float = 0.003) -> float:
     """Byte multiplications and additions per second, all threads; for the avx512_vnni tier.
 
-    The best of rounds over so many seconds: one takes less than a thread may be kept from its core.
+    The best of rounds over so many seconds: one of them may be shorter than a thread is kept from
+    its core. For some 3 ms a core is as slow as the kernel before had made it (docs/kernels.md).
     """
     run, code = entry(_run, _RUN), c_function(_multiply_item, ITEM)
     job, pool = np.zeros(_JOB_WORDS, dtype=np.int64), pool_address()
