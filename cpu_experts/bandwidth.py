@@ -14,7 +14,7 @@ from numba import types
 
 from cpu_experts.cache import c_function, entry, inner
 from cpu_experts.cpu import last_cache_bytes
-from cpu_experts.memory import atomic_add, load_i64, prefetch
+from cpu_experts.memory import atomic_add, load_i64, prefetch_stream
 from cpu_experts.pool import ITEM, get_threads, pool_address, run_job, set_threads
 from cpu_experts.vectors import dot_bytes, or_, splat_8_bytes, sum_floats, to_floats, xor
 
@@ -42,7 +42,7 @@ def _read_item(job, item, slot, scratch):
         for stream in range(load_i64(job + _STREAMS)):
             first = turn + stream * size
             for line in range(first, first + _TURN, 64):
-                prefetch(line + ahead)
+                prefetch_stream(line + ahead)
                 for word in range(0, 64, 8):
                     total += load_i64(line + word)
     atomic_add(job + _SINK, total)

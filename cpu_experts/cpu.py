@@ -32,6 +32,11 @@ def features() -> frozenset[str]:
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
+def is_zen() -> bool:
+    """Whether this is one of AMD's Zen cores."""
+    return str(llvm.get_host_cpu_name()).startswith("znver")
+
+
 def supports(tier: str) -> bool:
     """True when this CPU runs the tier's kernels."""
     return features().issuperset(_NEEDS[tier])

@@ -20,7 +20,7 @@ from cpu_experts.memory import (
     atomic_store,
     load_f32,
     load_i64,
-    prefetch,
+    prefetch_stream,
     store_f32,
     store_i64,
 )
@@ -140,7 +140,7 @@ def _prefetch_head(weight, matrix, row, n_rows):
     stride = load_i64(weight + 8 * STRIDE)
     start = load_i64(load_i64(weight + 8 * BASES) + 8 * matrix) + row * stride
     for line in range(0, min(_HEAD, n_rows * stride), 64):
-        prefetch(start + line)
+        prefetch_stream(start + line)
 
 
 @inner(inline="always")
@@ -189,7 +189,7 @@ def _wait_for_hidden(job, weight, matrix, row, n_rows):
     while atomic_load(job + HIDDEN_DONE) < load_i64(job + 8 * N_HIDDEN):
         if line < end:
             for stream in range(STREAMS):
-                prefetch(start + stream * quarter + line)
+                prefetch_stream(start + stream * quarter + line)
             line += 64
         else:
             waited = relax(waited)

@@ -24,6 +24,7 @@ from cpu_experts.simd import (
     load_vector,
     operation,
     shuffle,
+    splat,
     store_vector,
     vector,
 )
@@ -39,6 +40,22 @@ def _spread_f16(builder: Any, address: Any, lane: int) -> Any:
 def spread_f16(lane: int) -> Any:
     """An operation: float16 number `lane` of the 4 at an address, as float32 in all lanes."""
     return operation(FLOATS, (ADDRESS,), partial(_spread_f16, lane=lane))
+
+
+def _splat_f16(builder: Any, address: Any, lanes: int) -> Any:
+    """One float16 at an address as float32 in all lanes.
+
+    Spread first: of a single one LLVM makes a VPINSRW into any register, and waits for that
+    register's last use, here the sums of the superblock before.
+    """
+    word = builder.load(pointer(builder, address, I16), align=1)
+    return builder.fpext(
+        builder.bitcast(splat(builder, word, lanes), vector(F16, lanes)), vector(F32, lanes)
+    )
+
+
+splat_f16 = operation(FLOATS, (ADDRESS,), partial(_splat_f16, lanes=16))
+splat_f16_256 = operation(FLOATS256, (ADDRESS,), partial(_splat_f16, lanes=8))
 
 
 def _subtract_product(builder: Any, x: Any, y: Any, z: Any) -> Any:

@@ -90,13 +90,6 @@ load_i8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=True))
 load_u8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=False))
 
 
-load_f16 = operation(
-    types.float32,
-    (ADDRESS,),
-    lambda b, a: b.fpext(b.load(simd.pointer(b, a, F16), align=1), F32),
-)
-
-
 def _widen_f16(builder: Any, address: Any) -> Any:
     return builder.fpext(load_vector(builder, address, F16, 16), vector(F32, 16))
 

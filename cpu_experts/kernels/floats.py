@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cpu_experts.cache import inner
 from cpu_experts.kernels.portable import rows_float
-from cpu_experts.memory import load_f32, load_i64, prefetch, store_f32
+from cpu_experts.memory import load_f32, load_i64, prefetch_stream, store_f32
 from cpu_experts.vectors import (
     add_floats,
     fma,
@@ -29,7 +29,7 @@ def dot(widen, n_bytes, source, act, cols):
     for i in range(0, cols, 64):
         place, x = source + i * n_bytes, act + 4 * i
         for line in range(0, 64 * n_bytes, 64):
-            prefetch(place + AHEAD + line)
+            prefetch_stream(place + AHEAD + line)
         a = fma(widen(place), load_floats(x), a)
         b = fma(widen(place + 16 * n_bytes), load_floats(x + 64), b)
         c = fma(widen(place + 32 * n_bytes), load_floats(x + 128), c)

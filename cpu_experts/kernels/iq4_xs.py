@@ -15,6 +15,7 @@ from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.memory import load_f16, load_i32, load_u8, load_u16, store_f32, store_i8
+from cpu_experts.row_vectors import splat_f16_256
 from cpu_experts.vectors import (
     bytes_to_floats,
     deposit_bits,
@@ -29,9 +30,6 @@ from cpu_experts.vectors import (
     splat_float256,
     store_floats,
     to_floats,
-)
-from cpu_experts.vectors import (
-    load_f16 as load_half,
 )
 
 BLOCK, BYTES, SUB = 256, 136, 32
@@ -98,7 +96,7 @@ def _unpack_scales(block):
     """The 8 scales of a block as float32."""
     low = deposit_bits(load_i32(block + 4) & 0xFFFFFFFF, 0x0F0F0F0F0F0F0F0F)
     high = deposit_bits(load_u16(block + 2), 0x0303030303030303)
-    return multiply256(_SCALES(low | high << 4), splat_float256(load_half(block)))
+    return multiply256(_SCALES(low | high << 4), splat_f16_256(block))
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):

@@ -17,6 +17,7 @@ from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
 from cpu_experts.kernels.vnni import dot_offsets, rows_integer, spread_scales, store_orders
 from cpu_experts.memory import load_f16, load_i8, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import splat_f16
 from cpu_experts.vectors import (
     halves_to_floats,
     load,
@@ -32,13 +33,9 @@ from cpu_experts.vectors import (
     shift_right16,
     shift_right32,
     signed_byte,
-    splat_float,
     store,
     store_floats,
     to_floats,
-)
-from cpu_experts.vectors import (
-    load_f16 as load_half,
 )
 
 BLOCK, BYTES, SUB = 256, 210, 16
@@ -102,7 +99,7 @@ def unpack_vectors(block, orders):
     low, high = load(block + 64), load_twice256(block + 160)
     u2 = or_(_LOW(low), _FIRST(high))
     u3 = or_(_UPPER(low), _SECOND(high))
-    scales, d = _WORD(load_i8_as_32(block + 192)), splat_float(load_half(block + 208))
+    scales, d = _WORD(load_i8_as_32(block + 192)), splat_f16(block + 208)
     offsets = _TIMES32(load_i8_as_16(block + 192))
     s0, s1, s2, s3 = spread_scales(scales, orders)
     return u0, u1, u2, u3, s0, s1, s2, s3, offsets, d

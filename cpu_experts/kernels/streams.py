@@ -8,7 +8,7 @@ scratch.
 from __future__ import annotations
 
 from cpu_experts.cache import inner
-from cpu_experts.memory import load_i64, prefetch
+from cpu_experts.memory import load_i64, prefetch_stream
 
 # Bytes between a load and its prefetch, in each stream. 1 to 2 KiB was best where it was measured;
 # past a page (4.6 KB) a fifth was lost.
@@ -23,7 +23,7 @@ _MET_AGAIN = 32  # rows that several tokens meet one after the other, from the s
 def prefetch_first(start, end):
     """The lines that the loop's own prefetches come too late for."""
     for line in range(start, min(start + AHEAD, end), 64):
-        prefetch(line)
+        prefetch_stream(line)
 
 
 @inner
@@ -55,7 +55,7 @@ def prefetch_block(block, n_bytes, end):
     """
     place = min(block + AHEAD, end)
     for line in range((n_bytes + 63) // 64):
-        prefetch(place + 64 * line)
+        prefetch_stream(place + 64 * line)
 
 
 @inner

@@ -27,7 +27,16 @@ from cpu_experts.kernels.tile_code import (
     SUMS_BYTES,
 )
 from cpu_experts.layout import scales_offset, sums16_offset, sums32_offset
-from cpu_experts.memory import load_f32, load_i64, load_u8, prefetch, store_f32, store_i8, store_i64
+from cpu_experts.memory import (
+    load_f32,
+    load_i64,
+    load_u8,
+    prefetch,
+    prefetch_stream,
+    store_f32,
+    store_i8,
+    store_i64,
+)
 from cpu_experts.vectors import (
     bytes_constant,
     load256,
@@ -122,7 +131,7 @@ def _multiply(big, small, n, tmp, column, packed, sums, ahead, stride, n_ahead, 
     while t < n:
         for r in range(row, min(row + per, n_ahead)):
             for line in range(0, n_bytes, 64):
-                prefetch(ahead + r * stride + line)
+                prefetch_stream(ahead + r * stride + line)
         row += per
         table, acts, target = tmp + _TABLE + 8 * t, packed + t * PACKED_BYTES, sums + t * SUMS_BYTES
         if t < sixes:
