@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Report: TypeAlias = Callable[[Progress], None]
 
-_FORMAT = 3  # of the file, and of what its figures mean
+_FORMAT = 4  # of the file, and of what its figures mean
 _CACHES = 20  # a working set of so many last-level caches cannot live in them,
 _MOST, _PART = 4 << 30, 12  # but it takes no more than this, and than this part of the free RAM,
 _TOUCH_SECONDS = 2.0  # and no longer to get: memory that was free for long is slow at first
@@ -123,10 +123,10 @@ def _remember(path: Path, key: dict[str, Any], measured: Hardware) -> None:
 
 def _measured(folder: Path, threads: int | None, report: Report) -> Hardware:
     import cpu_experts
-    from cpu_experts import amx, cpu
+    from cpu_experts import cpu
 
     try:
-        isa = facts.AMX if amx.in_use() else cpu_experts.tier()
+        isa = _tier()
     except cpu_experts.UnsupportedISA as error:
         raise Unsupported(str(error), "unset LOCALR1_ISA to let the processor choose") from error
     before = cpu_experts.get_threads()
@@ -148,6 +148,17 @@ def _measured(folder: Path, threads: int | None, report: Report) -> Hardware:
             return facts.measured(folder, probes, tell)
     finally:
         cpu_experts.set_threads(before)
+
+
+def _tier() -> str:
+    """The CPU kernels' tier, and what more a plan wants to know of the CPU."""
+    import cpu_experts
+    from cpu_experts import amx, cpu
+
+    if amx.in_use():
+        return facts.AMX
+    tier = cpu_experts.tier()
+    return facts.ZEN if tier == "avx512_vnni" and cpu.is_zen() else tier
 
 
 def _ram_bandwidth() -> float:

@@ -21,6 +21,7 @@ Report: TypeAlias = Callable[[str, int, int], None]
 
 _GIB = 1 << 30
 AMX = "avx512_vnni+amx"  # the tier where prompts are read on AMX
+ZEN = "avx512_vnni+zen"  # the tier on a core of AMD's, whose int8 peak is half of an Intel core's
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Hardware:
     threads: int  # that the CPU kernels will use
     cores: int  # physical, that this process may use
     numa_nodes: int
-    isa: str  # the CPU kernels' tier: "avx512_vnni", AMX or "portable"
+    isa: str  # the CPU kernels' tier: "avx512_vnni", AMX, ZEN or "portable"
     disk_bandwidth: float  # reads of the disk that holds the models
     disk_free: int
     assumed: frozenset[str]  # fields that are typical values, not measured ones; "gpu.pcie" too

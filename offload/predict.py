@@ -10,24 +10,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offload.hardware import AMX, Gpu, Hardware
+from offload.hardware import AMX, ZEN, Gpu, Hardware
 from offload.placement import Kind, Prediction, Weight
 
 DEPTH = 1024  # tokens in the cache when decoding is predicted
 PROMPT = 512  # tokens of the prompt whose reading is predicted
 
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
+# On a Zen 4 too, where only `Arithmetic` is other shares of its smaller int8 peak.
 RAM_SHARE = 0.8  # of the read bandwidth that experts reach, mapped; up to 0.94 in huge pages
 LINEAR_SHARE = 0.5  # the same of attention and head: two int8 terms, short rows, small matrices
 CPU_TOKEN_SECONDS = 0.03e-3  # of a token: embedding, sampling
 CPU_LAYER_SECONDS = 0.01e-3  # of a layer on the CPU: small steps, joins of the workers
 CHANGE_SECONDS = 0.05e-3  # of a token that goes on to the GPU: the workers change to its questions
-INT8_SHARE = 0.48  # of the int8 peak, for an expert that meets many tokens
 HALF_TOKENS = 6.0  # tokens an expert meets at half of that share: unpacking is shared by them
 LINEAR_TERMS = 2  # int8 rows that attention and head are multiplied by, for 15 bits
 AMX_SHARE = 1.0  # of the int8 peak, for what all tokens of a prompt meet, on AMX's bf16 tiles
-DECODE_ATTENTION_SHARE = 0.03  # of the int8 peak's operations/second, in float32
-PROMPT_ATTENTION_SHARE = 0.018  # the same for prompts, whose masks and softmax take most of it
 PREFILL_LAYER_SECONDS = 12.5e-3  # of a layer and prompt on the CPU
 
 # Measured on an H100 in the shapes of R1 and a 7B, Q4_K_M (docs/log.md); of slower memory it should
@@ -38,6 +36,24 @@ HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
 GPU_OPERATIONS_PER_BYTE = 40.0  # arithmetic that a card does while it reads a byte of VRAM
 
 DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page faults
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """Shares of the int8 peak's operations/second."""
+
+    experts: float  # of a prompt, where one meets many tokens
+    decode_attention: float  # in float32
+    prompt_attention: float  # in float32; its masks and softmax take most of it
+
+
+_XEON = Arithmetic(experts=0.48, decode_attention=0.03, prompt_attention=0.018)
+_ZEN4 = Arithmetic(experts=0.7, decode_attention=0.07, prompt_attention=0.032)
+
+
+def arithmetic(isa: str) -> Arithmetic:
+    """What was measured on two cores of such a CPU, with the same models."""
+    return _ZEN4 if isa == ZEN else _XEON
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +86,7 @@ def prompt_cost(weight: Weight, isa: str) -> tuple[float, float, float]:
     operations = 2.0 * weight.values * fraction * tokens
     full = tokens * fraction / met if met else 1.0  # tokens that a matrix meets
     if isa == AMX and weight.kind not in (Kind.HEAD, Kind.ROUTED):
-        return weight.nbytes * met, operations, operations * INT8_SHARE / AMX_SHARE
+        return weight.nbytes * met, operations, operations * arithmetic(isa).experts / AMX_SHARE
     terms = LINEAR_TERMS if weight.kind in (Kind.ATTENTION, Kind.HEAD) else 1
     weighed = terms * operations * (1 + HALF_TOKENS / max(full, 1.0))
     return weight.nbytes * met, operations, weighed
@@ -119,7 +135,7 @@ def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
         + _seconds(t.linear_bytes, hardware.ram_bandwidth * LINEAR_SHARE)
         + (_seconds(t.gpu_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0)
         + _seconds(t.disk_bytes, hardware.disk_bandwidth * DISK_SHARE)
-        + _seconds(attention, hardware.int8_ops * DECODE_ATTENTION_SHARE)
+        + _seconds(attention, hardware.int8_ops * arithmetic(hardware.isa).decode_attention)
         + t.cpu_layers * CPU_LAYER_SECONDS
         + t.gpu_layers * GPU_LAYER_SECONDS
         + t.handoffs * HANDOFF_SECONDS
@@ -131,8 +147,9 @@ def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
 def _prompt_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> tuple[float, str]:
     """Seconds of a prompt of PROMPT tokens, and what most of them go to."""
     attention = t.cpu_layers * t.prompt_operations * PROMPT * PROMPT / 2
-    compute = _seconds(t.cpu_operations, hardware.int8_ops * INT8_SHARE)
-    compute += _seconds(attention, hardware.int8_ops * PROMPT_ATTENTION_SHARE)
+    shares = arithmetic(hardware.isa)
+    compute = _seconds(t.cpu_operations, hardware.int8_ops * shares.experts)
+    compute += _seconds(attention, hardware.int8_ops * shares.prompt_attention)
     read = _seconds(t.prompt_ram_bytes + t.prompt_disk_bytes, hardware.ram_bandwidth * RAM_SHARE)
     on_gpu = 0.0
     if gpu:

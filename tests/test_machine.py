@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cpu_experts
-from cpu_experts import amx
+from cpu_experts import amx, cpu
 from cpu_experts.cache import use_own_folder
 from localr1 import machine
 from localr1.errors import UNSUPPORTED, Unsupported
@@ -56,8 +56,8 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Progress] = []
     first = machine.hardware(report=heard.append)
     assert [event.done for event in heard] == [0, 1, 2, 3, 4]
-    tiles = "+amx" if amx.in_use() else ""
-    assert first.isa == cpu_experts.tier() + tiles and first.threads == cpu_experts.get_threads()
+    more = "+amx" if amx.in_use() else "+zen" if cpu.is_zen() else ""
+    assert first.isa == cpu_experts.tier() + more and first.threads == cpu_experts.get_threads()
     assert first.ram_bandwidth > 1e8 and first.int8_ops > 1e9 and first.assumed == frozenset()
     monkeypatch.setattr(hardware, "measured", no_measuring)
     monkeypatch.setattr(memory, "available_bytes", lambda: 12345)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from localr1 import registry
 from localr1.models import inventory
 from localr1.models.architecture import config_from_hf
-from offload.hardware import AMX, Gpu, Hardware, on_paper
+from offload.hardware import AMX, ZEN, Gpu, Hardware, on_paper
 from offload.placement import Demands, Item, Kind, Placement, Tier, Weight
 from offload.planner import LEAST_CONTEXT, plan, with_room
 
@@ -84,7 +84,7 @@ def machines(draw: st.DrawFn) -> Hardware:
         threads=8,
         cores=8,
         numa_nodes=1,
-        isa=draw(st.sampled_from(["avx512_vnni", AMX, "portable"])),
+        isa=draw(st.sampled_from(["avx512_vnni", AMX, ZEN, "portable"])),
         disk_bandwidth=ram_speed * draw(st.floats(0.001, 0.9)),
         disk_free=0,
         assumed=frozenset(),
