@@ -17,9 +17,6 @@ DEPTH = 1024  # tokens in the cache when decoding is predicted
 PROMPT = 512  # tokens of the prompt whose reading is predicted
 
 # Measured on two cores of a Xeon with VNNI; docs/placement.md says how, tools/check_plan.py checks.
-# On a Zen 4 too, where only `Arithmetic` is other shares of its smaller int8 peak.
-RAM_SHARE = 0.8  # of the read bandwidth that experts reach, mapped; up to 0.94 in huge pages
-LINEAR_SHARE = 0.5  # the same of attention and head: two int8 terms, short rows, small matrices
 CPU_TOKEN_SECONDS = 0.03e-3  # of a token: embedding, sampling
 CPU_LAYER_SECONDS = 0.01e-3  # of a layer on the CPU: small steps, joins of the workers
 CHANGE_SECONDS = 0.05e-3  # of a token that goes on to the GPU: the workers change to its questions
@@ -39,19 +36,21 @@ DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page fault
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """Shares of the int8 peak's operations/second."""
+class Shares:
+    """What a CPU reaches of its read bandwidth, and of its int8 peak's operations/second."""
 
-    experts: float  # of a prompt, where one meets many tokens
-    decode_attention: float  # in float32
-    prompt_attention: float  # in float32; its masks and softmax take most of it
-
-
-_XEON = Arithmetic(experts=0.48, decode_attention=0.03, prompt_attention=0.018)
-_ZEN4 = Arithmetic(experts=0.7, decode_attention=0.07, prompt_attention=0.032)
+    experts: float  # of the bandwidth, mapped; up to 0.94 in huge pages
+    linear: float  # the same of attention and head: two int8 terms, short rows, small matrices
+    int8: float  # of the peak, for an expert that meets many tokens of a prompt
+    decode_attention: float  # of the peak, in float32
+    prompt_attention: float  # the same for prompts, whose masks and softmax take most of it
 
 
-def arithmetic(isa: str) -> Arithmetic:
+_XEON = Shares(0.8, 0.5, int8=0.48, decode_attention=0.03, prompt_attention=0.018)
+_ZEN4 = Shares(0.9, 0.9, int8=0.7, decode_attention=0.06, prompt_attention=0.032)
+
+
+def shares_of(isa: str) -> Shares:
     """What was measured on two cores of such a CPU, with the same models."""
     return _ZEN4 if isa == ZEN else _XEON
 
@@ -86,7 +85,7 @@ def prompt_cost(weight: Weight, isa: str) -> tuple[float, float, float]:
     operations = 2.0 * weight.values * fraction * tokens
     full = tokens * fraction / met if met else 1.0  # tokens that a matrix meets
     if isa == AMX and weight.kind not in (Kind.HEAD, Kind.ROUTED):
-        return weight.nbytes * met, operations, operations * arithmetic(isa).experts / AMX_SHARE
+        return weight.nbytes * met, operations, operations * shares_of(isa).int8 / AMX_SHARE
     terms = LINEAR_TERMS if weight.kind in (Kind.ATTENTION, Kind.HEAD) else 1
     weighed = terms * operations * (1 + HALF_TOKENS / max(full, 1.0))
     return weight.nbytes * met, operations, weighed
@@ -125,17 +124,17 @@ def _read_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> dict[str, 
 
 def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
     """Seconds of a token with DEPTH tokens behind it."""
-    attention = t.cpu_layers * t.decode_operations * DEPTH
+    attention, shares = t.cpu_layers * t.decode_operations * DEPTH, shares_of(hardware.isa)
     experts = _seconds(
-        t.ram_bytes - t.linear_bytes + t.disk_bytes, hardware.ram_bandwidth * RAM_SHARE
+        t.ram_bytes - t.linear_bytes + t.disk_bytes, hardware.ram_bandwidth * shares.experts
     )
     hidden = _seconds(t.gpu_hidden_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0
     return (
         max(experts, hidden)
-        + _seconds(t.linear_bytes, hardware.ram_bandwidth * LINEAR_SHARE)
+        + _seconds(t.linear_bytes, hardware.ram_bandwidth * shares.linear)
         + (_seconds(t.gpu_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0)
         + _seconds(t.disk_bytes, hardware.disk_bandwidth * DISK_SHARE)
-        + _seconds(attention, hardware.int8_ops * arithmetic(hardware.isa).decode_attention)
+        + _seconds(attention, hardware.int8_ops * shares.decode_attention)
         + t.cpu_layers * CPU_LAYER_SECONDS
         + t.gpu_layers * GPU_LAYER_SECONDS
         + t.handoffs * HANDOFF_SECONDS
@@ -147,10 +146,11 @@ def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
 def _prompt_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> tuple[float, str]:
     """Seconds of a prompt of PROMPT tokens, and what most of them go to."""
     attention = t.cpu_layers * t.prompt_operations * PROMPT * PROMPT / 2
-    shares = arithmetic(hardware.isa)
-    compute = _seconds(t.cpu_operations, hardware.int8_ops * shares.experts)
+    shares = shares_of(hardware.isa)
+    compute = _seconds(t.cpu_operations, hardware.int8_ops * shares.int8)
     compute += _seconds(attention, hardware.int8_ops * shares.prompt_attention)
-    read = _seconds(t.prompt_ram_bytes + t.prompt_disk_bytes, hardware.ram_bandwidth * RAM_SHARE)
+    stored = t.prompt_ram_bytes + t.prompt_disk_bytes
+    read = _seconds(stored, hardware.ram_bandwidth * shares.experts)
     on_gpu = 0.0
     if gpu:
         on_gpu = max(
