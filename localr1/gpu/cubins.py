@@ -45,6 +45,7 @@ class Configuration:
     constants: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None  # of a thread; None: as many as the compiler likes
 
     def complete(self, arch: int) -> Configuration:
         """The same with the values of constants that the kernel itself supplies, and PDL (pdl.py)
@@ -65,15 +66,15 @@ class Configuration:
     def to_json(self) -> str:
         """As text, for another process: functions become their places."""
         constants = {name: _written(value) for name, value in self.constants.items()}
-        options = self.num_warps, self.num_stages
+        options = self.num_warps, self.num_stages, self.max_registers
         return json.dumps([_written(self.fn), dict(self.signature), constants, *options])
 
     @classmethod
     def from_json(cls, text: str) -> Configuration:
         """What `to_json` wrote; imports the modules of the functions."""
-        fn, signature, constants, num_warps, num_stages = json.loads(text)
+        fn, signature, constants, *options = json.loads(text)
         read = {name: _read(value) for name, value in constants.items()}
-        return cls(_read(fn), signature, read, num_warps, num_stages)
+        return cls(_read(fn), signature, read, *options)
 
 
 def _written(value: Any) -> Any:
@@ -108,7 +109,7 @@ def key(configuration: Configuration, arch: int) -> str:
     }
     parts = (
         *(full.fn.cache_key, triton.__version__, arch, sorted(full.signature.items())),
-        *(sorted(constants.items()), full.num_warps, full.num_stages),
+        *(sorted(constants.items()), full.num_warps, full.num_stages, full.max_registers),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -185,8 +186,12 @@ def compiled(configuration: Configuration, arch: int) -> Cubin:
         if kinds[name].startswith("*") and ":" not in kinds[name]
     }
     plain = {name: kind.partition(":")[0] for name, kind in kinds.items()}
-    options = {"num_warps": full.num_warps, "num_stages": full.num_stages}
-    options["enable_fp_fusion"] = True
+    options = {
+        "num_warps": full.num_warps,
+        "num_stages": full.num_stages,
+        "maxnreg": full.max_registers,
+        "enable_fp_fusion": True,
+    }
     try:
         with tempfile.TemporaryDirectory() as scratch, triton.knobs.cache.scope():
             triton.knobs.cache.dir = scratch  # Triton's own cache has nothing to add to ours

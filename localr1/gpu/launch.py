@@ -41,6 +41,7 @@ def launch(
     *args: Any,
     num_warps: int = 4,
     num_stages: int = 2,
+    max_registers: int | None = None,
     **constants: Any,
 ) -> None:
     """Run `fn` over `grid` (1 to 3 sizes; nothing happens where one is 0).
@@ -58,10 +59,11 @@ def launch(
     if 0 in grid:
         return
     kinds, words = _described(args)
-    place = (id(fn), device.index, kinds, tuple(constants.items()), num_warps, num_stages)
+    options = num_warps, num_stages, max_registers
+    place = (id(fn), device.index, kinds, tuple(constants.items()), options)
     loaded = _LOADED.get(place)
     if loaded is None:
-        configuration = _configuration(fn, kinds, constants, num_warps, num_stages)
+        configuration = _configuration(fn, kinds, constants, *options)
         loaded = _LOADED[place] = function(configuration, device.index)
     enter(device.index)
     sizes = (*grid, 1, 1)
@@ -110,7 +112,7 @@ def _described(args: tuple[Any, ...]) -> tuple[tuple[str | None, ...], list[int]
 
 
 def _configuration(
-    fn: Any, kinds: tuple[str | None, ...], constants: dict[str, Any], *options: int
+    fn: Any, kinds: tuple[str | None, ...], constants: dict[str, Any], *options: Any
 ) -> Configuration:
     names = [name for name in fn.arg_names if name not in constants]
     given = dict(zip(names, kinds, strict=False))

@@ -12,6 +12,8 @@ weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from localr1.gpu.activations import Activations
@@ -122,7 +124,8 @@ def _gemv(
         tile = gemv_tile(_architecture(x), w.format, n * rows, cols, len(x), gated)
     down = -(-rows // (tile.repeat * tile.rows))
     sizes = w.n_blocks, len(x), rows, cols
-    options = {"num_warps": tile.num_warps, **tile.constants(w.format, len(x), gated)}
+    options: dict[str, Any] = {"num_warps": tile.num_warps, "max_registers": tile.max_registers}
+    options |= tile.constants(w.format, len(x), gated)
     if GPU_FORMATS[w.format].integer:
         own = activations.integers
         between = (own.between, int(own.between > 1))  # rows between tokens, between matrices

@@ -148,7 +148,7 @@ def gemv_configuration(
     signature = {"words": "*i32", "units": "*fp32", "sums": "*i32", "data": "*u8", "out": out}
     signature |= dict.fromkeys((*_COUNTS, "row_blocks"), "i32")
     signature, own = _with_pointers(signature, own | {"EMULATED": False}, add, ids)
-    return Configuration(integer_gemv_kernel, signature, own, tile.num_warps, 2)
+    return Configuration(integer_gemv_kernel, signature, own, tile.num_warps, 2, tile.max_registers)
 
 
 def _matmul(

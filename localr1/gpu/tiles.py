@@ -31,6 +31,7 @@ class GemvTile:
     width: int
     unroll: int
     num_warps: int
+    max_registers: int | None = None  # of a thread
 
     def constants(self, name: str, n_tokens: int, gated: bool) -> dict[str, Any]:
         """The constants of `gemv_kernel`."""
