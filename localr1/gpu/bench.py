@@ -13,6 +13,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import torch
@@ -147,13 +148,15 @@ def gemv_seconds(
 
 
 def candidates(name: str, arch: int) -> Iterator[GemvTile]:
-    """Tiles worth trying for one token; integers are asked for one step ahead at most."""
-    unrolls = (1, 2) if GPU_FORMATS[name].integer else (1, 2, 4)
-    for repeat, (rows, width, warps), unroll in itertools.product(
-        (1, 2, 4, 8), ((1, 32, 1), (2, 16, 1), (4, 8, 1), (1, 64, 2), (1, 128, 4)), unrolls
+    """Tiles worth trying for one token."""
+    ways: list[tuple[int, int | None]] = [(1, None), (2, None), (4, None)]  # unroll, registers
+    if GPU_FORMATS[name].integer:
+        ways = [(1, None), (1, 64), (1, 96), (1, 128)]
+    for repeat, (rows, width, warps), (unroll, registers) in itertools.product(
+        (1, 2, 4, 8), ((1, 32, 1), (2, 16, 1), (4, 8, 1), (1, 64, 2), (1, 128, 4)), ways
     ):
         if repeat * unroll <= 8 and repeat * GPU_FORMATS[name].groups <= 16:
-            yield GemvTile(repeat, rows, width, unroll, warps)
+            yield GemvTile(repeat, rows, width, unroll, warps, registers)
 
 
 def fits(name: str, shape: Shape) -> bool:
@@ -202,9 +205,9 @@ def decode_rows(
         torch.cuda.empty_cache()
 
 
-def tuple_of(tile: GemvTile) -> tuple[int, ...]:
-    """repeat, rows, width, unroll, warps."""
-    return tile.repeat, tile.rows, tile.width, tile.unroll, tile.num_warps
+def tuple_of(tile: GemvTile) -> tuple[int | None, ...]:
+    """repeat, rows, width, unroll, warps, registers at most."""
+    return astuple(tile)
 
 
 def prefill_seconds(name: str, shape: Shape, x: torch.Tensor) -> float:

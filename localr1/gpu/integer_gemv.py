@@ -23,14 +23,13 @@ def integer_gemv_kernel(
     LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
     OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
     SPAN: tl.constexpr, CHUNKS: tl.constexpr, GATED: tl.constexpr, REPEAT: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, AHEAD: tl.constexpr, EMULATED: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, EMULATED: tl.constexpr,
     PDL: tl.constexpr = False,
 ):  # fmt: skip
     """As `gemv_kernel`, of one token; `x_token` and `x_matrix` count rows of activations.
 
     Programs of the same rows and other tokens are neighbours: they share what memory delivers.
-    The first weights are on their way while the kernel in front ends: nobody writes those. With
-    AHEAD (0 or 1) a step's weights are asked for before those of the step in front are used.
+    The first weights are on their way while the kernel in front ends: nobody writes those.
     EMULATED is for Triton's interpreter, which knows no instruction of the GPU's.
     """
     if ids is not None:  # that kernel may have chosen them
@@ -54,18 +53,11 @@ def integer_gemv_kernel(
         totals = totals + (tl.zeros([ROWS, WIDTH], tl.float32),)
     for start in range(0, n_chunks, WIDTH):
         own, following = start + c, tl.minimum(start + WIDTH + c, n_chunks - 1)
-        if AHEAD:
-            coming = _weights(
-                data, n_blocks, first_block, first_row, rows, cols, following,
-                LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,
-            )  # fmt: skip
         totals = _step(
             totals, parts, own, n_chunks, words, units, sums, first_x,
             CODES, SCALES, N_SCALES, OFFSET, GROUPS, GROUP_STEP, HALVES, SPAN, N, EMULATED,
         )  # fmt: skip
-        if AHEAD:
-            parts = coming
-        elif start + WIDTH < n_chunks:
+        if start + WIDTH < n_chunks:
             parts = _weights(
                 data, n_blocks, first_block, first_row, rows, cols, following,
                 LOAD, GROUPS * CHUNKS, N, REPEAT, ROWS,

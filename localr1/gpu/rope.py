@@ -22,7 +22,7 @@ from localr1.gpu.cache_rows import CacheRows, store_row
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, LatentSizes
 
-_HEADS = 8  # heads of one program
+_HEADS = 2  # heads of one program
 
 
 @triton.jit

@@ -141,7 +141,7 @@ def route(
     if n_tokens <= FEW:
         grid = (experts, n_tokens)
         block = triton.next_power_of_2(hidden)
-        launch(few_logits_kernel, grid, x, router, logits, num_warps=8, BLOCK=block, **shape)
+        launch(few_logits_kernel, grid, x, router, logits, num_warps=4, BLOCK=block, **shape)
     else:
         grid = (triton.cdiv(n_tokens, _TILE), triton.cdiv(experts, _TILE))
         launch(many_logits_kernel, grid, x, router, logits, n_tokens, TILE=_TILE, **shape)
@@ -174,7 +174,7 @@ def configurations(arch: int, sizes: LatentSizes = R1) -> Iterator[Configuration
     shape = {"EXPERTS": sizes.n_routed_experts, "HIDDEN": sizes.hidden_size}
     signature = {"x": "*fp32", "router": "*fp32", "out": "*fp32"}
     block = {"BLOCK": triton.next_power_of_2(sizes.hidden_size)}
-    yield Configuration(few_logits_kernel, signature, shape | block, 8, 2)
+    yield Configuration(few_logits_kernel, signature, shape | block, 4, 2)
     signature = signature | {"n_tokens": "i32"}
     yield Configuration(many_logits_kernel, signature, shape | {"TILE": _TILE}, 4, 2)
     signature = {"logits": "*fp32", "ids": "*i32", "weights": "*fp32", "scale": "fp32"}

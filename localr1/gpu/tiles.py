@@ -14,16 +14,18 @@ from localr1.gpu.formats import GPU_FORMATS
 FEW = 8  # tokens that `gemv` takes
 EXPANDED = 64  # chunks that a program of `expand_kernel` writes at a time
 _LANES = 32  # chunks that one warp reads at a time
-_STEPS = 2112  # of warps that keep the memory of the largest GPU busy: 16 a multiprocessor
+_REGISTERS = 64  # of a thread: 32 warps a multiprocessor are at work, and have loads under way
+_MORE_REGISTERS = 96  # where it keeps the weights of four rows
+_NOT_FOUR = ("Q5_K", "Q6_K")  # whose weights of four rows would need more
 _FEWEST = 512  # warps, of fewer rows each if need be
-_WARPS = 4096  # as _STEPS, where a warp reads less at a time
+_WARPS = 4096  # that keep the memory of the largest GPU busy
 _MOST_WARPS = 4  # of a program: they share its rows
 
 
 @dataclass(frozen=True, slots=True)
 class GemvTile:
     """`rows` x `width` chunks at a time, `repeat` such tiles one below the other; the weights of
-    `unroll` such steps are on their way at once.
+    `unroll` such steps are on their way at once (1: integers' always are one step ahead).
     """
 
     repeat: int
@@ -38,7 +40,7 @@ class GemvTile:
         row = GPU_FORMATS[name]
         own = {"GATED": gated, "REPEAT": self.repeat, "ROWS": self.rows, "WIDTH": self.width}
         if row.integer:
-            return row.walk() | own | {"AHEAD": self.unroll - 1}
+            return row.walk() | own
         return row.constants() | own | {"TOKENS": _power(n_tokens), "UNROLL": self.unroll}
 
 
@@ -57,21 +59,24 @@ def gemv_tile(
 
 
 def _integer_tile(name: str, rows: int, n_chunks: int, gated: bool) -> GemvTile:
-    """Activations serve four rows, and several warps share each where rows are few. Long rows go
-    two by two where a chunk is 64 values, but for Q4_K, the one format whose weights are better
-    asked for a step ahead.
+    """Two rows at a time, four of small chunks or where one step takes them whole; two warps share
+    long ones. So few that many programs are there at once: what ends one, its sums and its stores,
+    is hidden by others' reading.
 
     Measured on an H100; smaller GPUs need fewer warps, so the same tiles fill them.
     """
-    width, warps, unroll = _width(n_chunks), 1, 2 if name == "Q4_K" else 1
+    width, warps = _width(n_chunks), 1
     down = _LANES // width
-    long = GPU_FORMATS[name].groups == 4 and unroll == 1 and n_chunks > 4 * _LANES
-    repeat = 2 if gated or long else 4
-    while _LANES <= width <= n_chunks // 2 and rows // repeat * warps * unroll < _STEPS:
-        width, warps = 2 * width, 2 * warps
+    if n_chunks > width == _LANES:
+        width, warps = 2 * width, 2
+    small = GPU_FORMATS[name].groups < 4
+    whole = n_chunks <= width and name not in _NOT_FOUR
+    matrices = 2 if gated else 1
+    repeat = (4 if small or whole else 2) // matrices
     while repeat > 1 and rows // (repeat * down) * warps < _FEWEST:
         repeat //= 2
-    return GemvTile(repeat, down, width, unroll, warps)
+    registers = _MORE_REGISTERS if repeat * matrices == 4 else _REGISTERS
+    return GemvTile(repeat, down, width, 1, warps, registers)
 
 
 def _width(n_chunks: int) -> int:
