@@ -25,7 +25,7 @@ _MOST_WARPS = 4  # of a program: they share its rows
 @dataclass(frozen=True, slots=True)
 class GemvTile:
     """`rows` x `width` chunks at a time, `repeat` such tiles one below the other; the weights of
-    `unroll` such steps are on their way at once (1: integers' always are one step ahead).
+    `unroll` such steps are on their way at once (1 for integers).
     """
 
     repeat: int
