@@ -4,7 +4,6 @@ FFN.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +66,6 @@ def feed_forward(
     return out
 
 
-@lru_cache(maxsize=8)
 def only_expert(
     n_tokens: int, width: int = 1, device: torch.device = _CPU
 ) -> tuple[torch.Tensor, torch.Tensor]:

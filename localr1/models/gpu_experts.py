@@ -79,6 +79,7 @@ class Stage:
         self.dense: set[int] = set()  # layers whose bank is a dense FFN
         self.handoff: Handoff | None = None
         self._memory: list[tuple[torch.Tensor, ...]] = [(), ()]
+        self._only = only_expert(FEW, self.top_k, device)  # graphs read it as long as we live
 
     def ask(
         self, layer: int, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -96,6 +97,13 @@ class Stage:
         if arrived is not None:
             arrived.record()
         return Copied(bank, layer in self.dense, tuple(copies), answer, arrived, self.device)
+
+    def only_expert(self, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The choice of tokens that all take a dense FFN: see experts.only_expert."""
+        if n_tokens > FEW:
+            return only_expert(n_tokens, self.top_k, self.device)
+        ids, weights = self._only
+        return ids[:n_tokens], weights[:n_tokens]
 
     def _part(self, *question: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Memory for a question and its answer."""
@@ -140,8 +148,7 @@ class RamMLP:
         stage.dense.add(layer)
 
     def __call__(self, normed: Activations, x: torch.Tensor) -> Copied | Posted:
-        choice = only_expert(len(normed), self.stage.top_k, x.device)
-        return self.experts.start(normed, *choice)
+        return self.experts.start(normed, *self.stage.only_expert(len(normed)))
 
 
 class Computed(NamedTuple):
