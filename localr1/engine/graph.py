@@ -32,8 +32,11 @@ class DecodeGraph:
     def __init__(self, model: Transformer, parts: GpuParts, cache: KVCache) -> None:
         self.model, self.parts, self.cache = model, parts, cache
         c = model.config
-        self._rows = torch.empty(1, c.hidden_size, pin_memory=True)
-        self._x = torch.empty(1, c.hidden_size, device=parts.device)
+        # What differs from token to token, which one copy brings: the embedding and the position.
+        self._given = torch.empty(c.hidden_size + 1, pin_memory=True)
+        self._rows, self._length = _embedding_and_position(self._given)
+        self._taken = torch.empty_like(self._given, device=parts.device)
+        self._x, parts.position = _embedding_and_position(self._taken)
         self._logits = torch.empty(1, c.vocab_size, device=parts.device)
         self._state = torch.zeros(2, dtype=torch.int64, pin_memory=True)
         self._first_layers = CpuGraph(model, cache) if model.cpu_layers else None
@@ -76,12 +79,12 @@ class DecodeGraph:
         else:
             self.rest()
             self._rows.copy_(self._first_layers.step(token))
-        self.parts.position.fill_(self.cache.length)
+        self._length.fill_(self.cache.length)
         if self._handoff is not None:
             self._handoff.box.resume()
 
     def _body(self) -> None:
-        self._x.copy_(self._rows, non_blocking=True)
+        self._taken.copy_(self._given, non_blocking=True)
         hidden = Hidden(self._x)
         for block in self.model.blk[self.model.cpu_layers :]:
             hidden = block(hidden, self.cache)
@@ -126,3 +129,8 @@ class DecodeGraph:
         """End the thread that answers the GPU."""
         if self._handoff is not None:
             self._stop()
+
+
+def _embedding_and_position(memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 `[1, hidden]` and int32 `[1]`, which lie one behind the other in `memory`."""
+    return memory[:-1].unsqueeze(0), memory[-1:].view(torch.int32)
