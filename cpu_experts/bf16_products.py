@@ -28,11 +28,11 @@ from cpu_experts.vectors import load_floats, store, store_floats, zero
 from cpu_experts.workspace import WORKSPACE
 
 LEAST_TOKENS = 48  # fewer meet the weights as int8 no slower
-_TOKENS = 32  # of a block: two tiles
-_MOST_ROWS = 256  # of an item
+_BLOCK = 32  # tokens and rows of a block: two tiles
+MOST_ROWS = 256  # of an item
 _NEAR = 1  # superblocks of columns at a time: 32 tokens of one stay in the first cache
-_PASS = 512  # tokens whose sums of 256 rows lie in scratch
-_SUMS = 1 << 19  # in a worker's scratch, behind tiles of weights
+PASS = 512  # tokens whose sums of 256 rows lie in scratch
+SUMS = 1 << 19  # in a worker's scratch, behind tiles of weights
 
 # Registers 0-3 hold sums of 16 tokens x 16 rows, 4 and 5 tokens, 6 and 7 rows.
 _clear0, _clear1, _clear2, _clear3 = (amx.tile_clear(i) for i in range(4))
@@ -45,8 +45,9 @@ _dot0, _dot1, _dot2, _dot3 = (
 
 
 @inner
-def _block(acts, act_step, panels, panel_step, n_tiles, out, out_stride, more, ahead, part):
+def _block(acts, act_step, panels, panel_step, n_tiles, out, out_stride, more, both, ahead, part):
     """32 tokens x 32 rows over n_tiles tiles of columns; with `more`, added to what is there.
+    Without `both` there are 16 tokens.
 
     Meanwhile an eighth of the tokens' tiles at `ahead` is asked for, `part` of 8.
     """
@@ -54,8 +55,9 @@ def _block(acts, act_step, panels, panel_step, n_tiles, out, out_stride, more, a
     if more:
         _load0(out, out_stride)
         _load1(right, out_stride)
-        _load2(below, out_stride)
-        _load3(below + 64, out_stride)
+        if both:
+            _load2(below, out_stride)
+            _load3(below + 64, out_stride)
     else:
         _clear0()
         _clear1()
@@ -66,25 +68,28 @@ def _block(acts, act_step, panels, panel_step, n_tiles, out, out_stride, more, a
         _load4(acts + at, 64)
         _load6(panels + at, 64)
         _load7(panels + panel_step + at, 64)
-        _load5(acts + act_step + at, 64)
+        if both:
+            _load5(acts + act_step + at, 64)
         for line in range(0, 256, 64):
             amx.prefetch_far(ahead + at + line)
         _dot0()
         _dot1()
-        _dot2()
-        _dot3()
+        if both:
+            _dot2()
+            _dot3()
     _store0(out, out_stride)
     _store1(right, out_stride)
-    _store2(below, out_stride)
-    _store3(below + 64, out_stride)
+    if both:
+        _store2(below, out_stride)
+        _store3(below + 64, out_stride)
 
 
 @inner
-def _fill_rows(weight, fill, row, n_rows, first, n, target):
+def _fill_rows(weight, fill, matrix, row, n_rows, first, n, target):
     """Superblocks first..first + n of a run of rows as tiles, the next rows asked for meanwhile."""
     stride, supers = load_i64(weight + 8 * STRIDE), load_i64(weight + 8 * COLS) // 256
     n_bytes = stride // supers
-    start = load_i64(load_i64(weight + 8 * BASES)) + row * stride + first * n_bytes
+    start = load_i64(load_i64(weight + 8 * BASES) + 8 * matrix) + row * stride + first * n_bytes
     for r in range(0, n_rows, GROUP):
         for ahead in range(r + GROUP, min(r + 2 * GROUP, n_rows)):
             for line in range(0, n * n_bytes, 64):
@@ -94,20 +99,26 @@ def _fill_rows(weight, fill, row, n_rows, first, n, target):
 
 
 @inner
-def _multiply(weight, fill, other, other_fill, row, n_rows, acts, n_tokens, tmp):
-    """Products of a run of rows, or with `other` of a run of two matrices: [n_tokens, all rows]."""
-    supers, panels, out = load_i64(weight + 8 * COLS) // 256, tmp, tmp + _SUMS
+def multiply(
+    config, weight, fill, other, other_fill, matrix, row, n_rows, acts, n_tokens, scratch
+):  # fmt: skip
+    """Products of a run of rows of a stack's matrix, or with `other` of a run of two: float32
+    [n_tokens, all rows] at `SUMS` in scratch, of at most `PASS` tokens with 256 rows. The tokens
+    are whole groups.
+    """
+    supers, panels, out = load_i64(weight + 8 * COLS) // 256, scratch, scratch + SUMS
+    amx.configure(config)
     wide = 2 * n_rows if other != 0 else n_rows
     for first in range(0, supers, _NEAR):
         n = min(_NEAR, supers - first)
         size = n * SUPER_BYTES
-        _fill_rows(weight, fill, row, n_rows, first, n, panels)
+        _fill_rows(weight, fill, matrix, row, n_rows, first, n, panels)
         if other != 0:
             target = panels + n_rows // GROUP * size
-            _fill_rows(other, other_fill, row, n_rows, first, n, target)
-        for t in range(0, n_tokens, _TOKENS):
+            _fill_rows(other, other_fill, matrix, row, n_rows, first, n, target)
+        for t in range(0, n_tokens, _BLOCK):
             here = acts + (t // GROUP * supers + first) * SUPER_BYTES
-            for r in range(0, wide, _TOKENS):
+            for r in range(0, wide, _BLOCK):
                 _block(
                     here,
                     supers * SUPER_BYTES,
@@ -117,9 +128,11 @@ def _multiply(weight, fill, other, other_fill, row, n_rows, acts, n_tokens, tmp)
                     out + 4 * (t * wide + r),
                     4 * wide,
                     first > 0,
+                    n_tokens - t > GROUP,
                     here + 2 * supers * SUPER_BYTES,
-                    r // _TOKENS,
+                    r // _BLOCK,
                 )
+    amx.release()
 
 
 # Fields of a job.
@@ -133,47 +146,61 @@ def _product_item(job, item, slot, scratch):
     row, n_tokens = item * step, load_i64(job + 8 * _N_TOKENS)
     n_rows, fill = min(step, rows - row), load_i64(job + 8 * _FILL)
     up, up_fill = load_i64(job + 8 * _UP), load_i64(job + 8 * _UP_FILL)  # 0, as variables
-    for first in range(0, n_tokens, _PASS):
-        n = min(_PASS, n_tokens - first)
+    for first in range(0, n_tokens, PASS):
+        n = min(PASS, n_tokens - first)
         acts = load_i64(job + 8 * _ACTS) + first // GROUP * supers * SUPER_BYTES
-        amx.configure(load_i64(job + 8 * _CONFIG))
-        _multiply(weight, fill, up, up_fill, row, n_rows, acts, n, scratch)
-        amx.release()
+        multiply(
+            load_i64(job + 8 * _CONFIG), weight, fill, up, up_fill, 0, row, n_rows, acts, n, scratch
+        )  # fmt: skip
         for t in range(n):
-            source = scratch + _SUMS + 4 * t * n_rows
+            source = scratch + SUMS + 4 * t * n_rows
             target = load_i64(job + 8 * _OUT) + 4 * ((first + t) * rows + row)
             for i in range(0, 4 * n_rows, 64):
                 store_floats(load_floats(source + i), target + i)
 
 
 @inner
-def _pack_row(source, n_cols, target):
+def pack_row(source, n_cols, target):
     """A token's values as its row of tiles: whole tiles."""
     for tile in range(n_cols // TILE_COLS):
         at = source + 4 * TILE_COLS * tile
         store(to_bf16(load_floats(at), load_floats(at + 64)), target + TILE_BYTES * tile)
 
 
+@inner
+def hidden_run(
+    config, gate, fill, up, up_fill, matrix, row, n_rows, acts, n_tokens, out, scratch
+):  # fmt: skip
+    """h of tokens, whose tiles are at `acts`, for a run of rows of gate and up: tiles at `out`."""
+    inter, supers = load_i64(gate + 8 * N_ROWS), load_i64(gate + 8 * COLS) // 256
+    for first in range(0, n_tokens, PASS):
+        n = min(PASS, n_tokens - first)
+        here = acts + first // GROUP * supers * SUPER_BYTES
+        multiply(config, gate, fill, up, up_fill, matrix, row, n_rows, here, n, scratch)
+        for t in range(n):
+            token, gates = first + t, scratch + SUMS + 8 * t * n_rows
+            swiglu(gates, gates + 4 * n_rows, n_rows)
+            tile = token // GROUP * (inter // TILE_COLS) + row // TILE_COLS
+            pack_row(gates, n_rows, out + tile * TILE_BYTES + 64 * (token % GROUP))
+
+
 def _hidden_item(job, item, slot, scratch):
     """h of all tokens for a run of rows of gate and up, as tiles."""
     gate, up = load_i64(job + 8 * _WEIGHT), load_i64(job + 8 * _UP)
-    fill, up_fill = load_i64(job + 8 * _FILL), load_i64(job + 8 * _UP_FILL)
-    inter, supers = load_i64(gate + 8 * N_ROWS), load_i64(gate + 8 * COLS) // 256
     step, n_tokens = load_i64(job + 8 * _STEP), load_i64(job + 8 * _N_TOKENS)
     row, out = item * step, load_i64(job + 8 * _OUT)
-    n_rows, sums = min(step, inter - row), scratch + _SUMS
-    for first in range(0, n_tokens, _PASS):
-        n = min(_PASS, n_tokens - first)
-        acts = load_i64(job + 8 * _ACTS) + first // GROUP * supers * SUPER_BYTES
-        amx.configure(load_i64(job + 8 * _CONFIG))
-        _multiply(gate, fill, up, up_fill, row, n_rows, acts, n, scratch)
-        amx.release()
-        for t in range(n):
-            token, gates = first + t, sums + 8 * t * n_rows
-            swiglu(gates, gates + 4 * n_rows, n_rows)
-            tile = token // GROUP * (inter // TILE_COLS) + row // TILE_COLS
-            target = out + tile * TILE_BYTES + 64 * (token % GROUP)
-            _pack_row(gates, n_rows, target)
+    hidden_run(
+        load_i64(job + 8 * _CONFIG), gate, load_i64(job + 8 * _FILL), up,
+        load_i64(job + 8 * _UP_FILL), 0, row, min(step, load_i64(gate + 8 * N_ROWS) - row),
+        load_i64(job + 8 * _ACTS), n_tokens, out, scratch,
+    )  # fmt: skip
+
+
+@inner
+def no_token(n_cols, target):
+    """A row of tiles without a token: zeros."""
+    for tile in range(n_cols // TILE_COLS):
+        store(zero(), target + TILE_BYTES * tile)
 
 
 def _pack_item(job, item, slot, scratch):
@@ -183,10 +210,9 @@ def _pack_item(job, item, slot, scratch):
     for t in range(GROUP):
         token = item * GROUP + t
         if token < n_tokens:
-            _pack_row(x + 4 * token * cols, cols, target + 64 * t)
+            pack_row(x + 4 * token * cols, cols, target + 64 * t)
         else:
-            for tile in range(cols // TILE_COLS):
-                store(zero(), target + TILE_BYTES * tile + 64 * t)
+            no_token(cols, target + 64 * t)
 
 
 @cache
@@ -211,7 +237,7 @@ class Tiles:
 
     def __init__(self, n_tokens: int, cols: int) -> None:
         self.n_tokens, self.cols = n_tokens, cols
-        self.whole = -(-n_tokens // _TOKENS) * _TOKENS
+        self.whole = -(-n_tokens // GROUP) * GROUP
         self._memory = np.empty(2 * self.whole * cols + 64, dtype=np.uint8)
         self.address = (int(self._memory.ctypes.data) + 63) // 64 * 64
 
@@ -239,7 +265,7 @@ def suits(n_tokens: int, *weights: QuantTensor) -> bool:
     )
 
 
-def _step(rows: int, most: int) -> int:
+def step_of(rows: int, most: int) -> int:
     """Rows of an item: some items for each thread, whole blocks."""
     return min(most, max(32, rows // (2 * get_threads()) // 32 * 32))
 
@@ -247,9 +273,9 @@ def _step(rows: int, most: int) -> int:
 def product(x: Tiles, w: QuantTensor) -> np.ndarray:
     """x times a matrix (rows, cols), transposed: float32 [T, rows]."""
     out = np.empty((x.whole, w.rows), dtype=np.float32)
-    step = _step(w.rows, _MOST_ROWS)
+    step = step_of(w.rows, MOST_ROWS)
     where = (x.address, x.whole, step, int(out.ctypes.data))
-    fields = [_config(), w.address, filling(w.format.name), *where, 0, 0]
+    fields = [registers(), w.address, filling(w.format.name), *where, 0, 0]
     _start(compiled()[0], fields, -(-w.rows // step))
     return out[: x.n_tokens]
 
@@ -257,11 +283,11 @@ def product(x: Tiles, w: QuantTensor) -> np.ndarray:
 def feed_forward(x: Tiles, bank: ExpertBank) -> np.ndarray:
     """A dense SwiGLU layer, the bank's only expert: float32 [T, hidden]."""
     h = Tiles(x.n_tokens, bank.inter)
-    step = _step(bank.inter, _MOST_ROWS // 2)
+    step = step_of(bank.inter, MOST_ROWS // 2)
     gate, up = bank.gate, bank.up
     codes = [filling(weight.format.name) for weight in (gate, up)]
     where = (x.address, x.whole, step, h.address, up.address, codes[1])
-    _start(compiled()[1], [_config(), gate.address, codes[0], *where], -(-bank.inter // step))
+    _start(compiled()[1], [registers(), gate.address, codes[0], *where], -(-bank.inter // step))
     return product(h, bank.down)
 
 
@@ -287,5 +313,6 @@ def steps(names: Iterable[str]) -> list[str]:
     return [step for step in wanted if step in STEPS]
 
 
-def _config() -> int:
+def registers() -> int:
+    """The address of what says that all tile registers are whole."""
     return int(amx.WHOLE_TILES.ctypes.data)

@@ -12,6 +12,7 @@ from functools import cache, partial
 import numpy as np
 from numba import types
 
+from cpu_experts import bf16_experts
 from cpu_experts.activations import FLOAT32, Activations, as_array, as_rows, preparing
 from cpu_experts.bank import ExpertBank
 from cpu_experts.cache import c_function, entry, inner, jitable
@@ -42,7 +43,8 @@ _TINY = 1 << 20  # pairs x weights below which waking the pool costs more than i
 def _group(ids, n, n_experts, groups, counts, pairs):
     """Sort the n pairs by expert. Returns (groups, pairs), or (-1, 0) where an id is too big.
 
-    A negative id means that this slot's expert is computed elsewhere: the pair is left out.
+    A negative id means that this slot's expert is computed elsewhere: the pair is left out. In a
+    rehearsal others may write ids meanwhile: then no place outside the tables is written.
     """
     for e in range(n_experts):
         store_i64(counts + 8 * e, 0)
@@ -64,7 +66,7 @@ def _group(ids, n, n_experts, groups, counts, pairs):
         first += members
     for p in range(n):
         e = load_i32(ids + 4 * p)
-        if e >= 0:
+        if 0 <= e < n_experts:
             place = load_i64(counts + 8 * e)
             store_i64(pairs + 8 * place, p)
             store_i64(counts + 8 * e, place + 1)
@@ -223,6 +225,9 @@ def moe_forward(
     else:
         check_out(out, (n_tokens, bank.hidden))
     if n_tokens == 0:
+        return out
+    if bf16_experts.suits(ids.size, bank) and ids.max() < bank.n_experts:
+        bf16_experts.forward(rows, ids, weights, bank, out)
         return out
     tables = (0, 0)
     if isinstance(x, Activations):

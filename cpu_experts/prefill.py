@@ -80,11 +80,11 @@ def output_item(job, item, slot, scratch):
             n = min(TOKEN_TILE, first + pairs - start)
             table = load_i64(job + 8 * H_TABLE) + 8 * start
             call_matrix(down, expert, row, n_rows, table, n, parts, 4 * n_rows, scratch)
-            _add_parts(job, start, n, parts, out, n_rows, hidden)
+            add_parts(job, start, n, parts, out, n_rows, hidden)
 
 
 @inner
-def _add_parts(job, start, n, parts, out, n_rows, hidden):
+def add_parts(job, start, n, parts, out, n_rows, hidden):
     """Add the products of n pairs from `start` on, times their weights, to their tokens' rows.
 
     Those are anywhere, so they are fetched some pairs before.

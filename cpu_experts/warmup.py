@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cpu_experts import bf16_products
+from cpu_experts import bf16_experts, bf16_products
 from cpu_experts.activations import prepared
 from cpu_experts.cache import folder_is_shared, use_own_folder
 from cpu_experts.cpu import default_threads, tier
@@ -37,7 +37,7 @@ _COMMON: dict[str, Callable[[], object]] = {
     "pool": pool_address,
 }
 _LONG = ("moe", "moe few tokens", "step attend_latents", "step attend_heads")
-_ALL = {**_COMMON, **bf16_products.STEPS, **codes((LATENT, GROUPED))}
+_ALL = {**_COMMON, **bf16_products.STEPS, **bf16_experts.STEPS, **codes((LATENT, GROUPED))}
 
 
 def warmup(
@@ -58,6 +58,8 @@ def warmup(
     long = [step for step in known if step in _LONG]
     short = [step for step in known if step not in _LONG]
     wide = bf16_products.steps(names)
+    if wide:
+        wide = [*bf16_experts.STEPS, *wide]
     # We begin with what calls kernels, helpers at the other end with kernels: what each of them has
     # compiled on the way serves its next steps.
     steps = [*long, *short, *reversed([*tiles, *small[0], *wide, *small[1]])]

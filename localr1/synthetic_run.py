@@ -143,7 +143,7 @@ class SyntheticRun:
 
     def _pieces(self, n_tokens: int) -> list[int]:
         """The sizes of the pieces that meet the experts."""
-        return halves.halves(n_tokens) if self._parts else [n_tokens]
+        return halves.halves(n_tokens, self.config) if self._parts else [n_tokens]
 
     def _read(self, positions: range) -> None:
         """A piece of a prompt, as the engine does it."""

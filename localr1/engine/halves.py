@@ -1,7 +1,9 @@
 """A long prompt in two halves side by side, so that GPU and CPU work at the same time.
 
 While the CPU computes one half's experts, the GPU attends for the other. In each layer the first
-half goes first: what it leaves in the cache is what the second one attends to.
+half goes first: what it leaves in the cache is what the second one attends to. But half as many
+tokens meet each expert, which then is slower by more than the GPU's part where they are few
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -9,15 +11,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+from localr1.models.architecture import Config
+from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.transformer import Hidden, Transformer
 
-_LONG = 4096  # tokens of which halves still fill experts well
+_LONG = 4096  # tokens of which halves still fill the GPU's kernels
+_FULL = 512  # tokens of an expert, of which halves still fill its
 
 
-def halves(n_tokens: int) -> list[int]:
+def halves(n_tokens: int, config: Config) -> list[int]:
     """The sizes of the pieces in which a prompt is read."""
-    if n_tokens < _LONG:
+    met = float(n_tokens)
+    if isinstance(config, ModelConfig):
+        met *= config.n_experts_per_tok / config.n_routed_experts
+    if n_tokens < _LONG or met < _FULL:
         return [n_tokens]
     return [n_tokens // 2, n_tokens - n_tokens // 2]
 
@@ -27,7 +35,7 @@ def read(model: Transformer, ids: list[int], cache: KVCache) -> Iterator[Hidden]
     piece's hidden states.
     """
     pieces, first = [], 0
-    for size in halves(len(ids)):
+    for size in halves(len(ids), model.config):
         ahead = copy.copy(cache)  # the same memory, behind the pieces before
         ahead.length += first
         pieces.append(model.layers(ids[first : first + size], ahead))

@@ -82,6 +82,7 @@ def test_halves_side_by_side_are_the_whole(
     parts = GpuParts(config, CONTEXT, DEVICE, PLACES[place])
     model = Transformer(config, source, CONTEXT, parts)
     found = []
+    monkeypatch.setattr(halves, "_FULL", 1)
     for long in (4096, 8):
         monkeypatch.setattr(halves, "_LONG", long)
         cache = model.new_cache(CONTEXT)
