@@ -14,6 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cpu_experts import amx
 from localr1 import bench_synthetic, cli, registry, synthetic_card, synthetic_plan, synthetic_run
 from localr1.bench_synthetic import Options
 from localr1.errors import NO_MEMORY, NOT_FOUND, UNSUPPORTED, USAGE, DoesNotFit, LocalR1Error
@@ -272,10 +273,20 @@ def test_noise_in_a_cache_is_numbers(config: Any, cache: str) -> None:
     assert values.isfinite().all() and 0.5 < values.std() < 4
 
 
-def test_a_share_above_the_limit_is_refused() -> None:
+@pytest.mark.parametrize("with_amx", [False, True])
+def test_a_share_above_the_limit_is_refused(
+    with_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for prompts on AMX, which does more than the int8 peak."""
+    monkeypatch.setattr(amx, "in_use", lambda: with_amx)
     bench_synthetic.refuse_impossible([{"name": "decode", "share": 1.01}])
-    with pytest.raises(LocalR1Error, match="measured badly"):
-        bench_synthetic.refuse_impossible([{"name": "decode", "share": 1.1}])
+    for name in ("decode", "prefill"):
+        rows = [{"name": name, "share": 1.1}]
+        if with_amx and name == "prefill":
+            bench_synthetic.refuse_impossible(rows)
+            continue
+        with pytest.raises(LocalR1Error, match="measured badly"):
+            bench_synthetic.refuse_impossible(rows)
 
 
 @pytest.mark.parametrize(
