@@ -12,27 +12,15 @@ from functools import cache
 
 import numpy as np
 
-from cpu_experts import amx
-from cpu_experts.amx import GROUP, SUPER_BYTES, TILE_BYTES, TILE_COLS
+from cpu_experts import amx, bf16_products
+from cpu_experts.amx import GROUP, TILE_BYTES, TILE_COLS
 from cpu_experts.bank import ExpertBank
-from cpu_experts.bf16_products import (
-    MOST_ROWS,
-    PASS,
-    SUMS,
-    filling,
-    hidden_run,
-    multiply,
-    no_token,
-    pack_row,
-    registers,
-    step_of,
-)
+from cpu_experts.bf16_products import MOST_ROWS, PASS, SUMS, filling, multiply, registers, step_of
 from cpu_experts.cache import c_function
 from cpu_experts.formats import FLOAT
 from cpu_experts.memory import load_i64
 from cpu_experts.moe_job import (
     DOWN,
-    GATE,
     GROUP_BYTES,
     GROUPS,
     N_GROUPS,
@@ -40,7 +28,6 @@ from cpu_experts.moe_job import (
     PAIRS,
     SLOTS,
     TOKENS,
-    UP,
     WEIGHTS,
     H,
     clear_rows,
@@ -54,42 +41,12 @@ from cpu_experts.workspace import WORKSPACE
 LEAST_TOKENS = 96  # that an expert meets on average; fewer meet the weights as int8 no slower
 _WAVE = 4096  # gathered tokens at a time: 75 MB of tiles in R1
 # Fields of a job beside moe_job's. A group's first pair is its first gathered token.
-_CONFIG, _FILL, _UP_FILL, _DOWN_FILL, _X, _ACTS, _STEP, _DOWN_STEP, _CLEAR = range(22, 31)
-_FIELDS = 31
-
-
-def _gather_item(job, item, slot, scratch):
-    """16 gathered tokens as tiles; those without a pair are 0."""
-    cols = load_i64(load_i64(job + 8 * GATE) + 8 * COLS)
-    target = load_i64(job + 8 * _ACTS) + item * cols // TILE_COLS * TILE_BYTES
-    for t in range(GROUP):
-        pair = load_i64(load_i64(job + 8 * PAIRS) + 8 * (item * GROUP + t))
-        if pair >= 0:
-            token = pair // load_i64(job + 8 * SLOTS)
-            pack_row(load_i64(job + 8 * _X) + 4 * token * cols, cols, target + 64 * t)
-        else:
-            no_token(cols, target + 64 * t)
-
-
-def _hidden_item(job, item, slot, scratch):
-    """h of one expert's tokens for one run of rows of gate and up."""
-    gate, step = load_i64(job + 8 * GATE), load_i64(job + 8 * _STEP)
-    inter, supers = load_i64(gate + 8 * N_ROWS), load_i64(gate + 8 * COLS) // 256
-    runs = (inter + step - 1) // step
-    group, row = load_i64(job + 8 * GROUPS) + item // runs * GROUP_BYTES, item % runs * step
-    tile, tokens = load_i64(group + 8) // GROUP, load_i64(group + 16)
-    hidden_run(
-        load_i64(job + 8 * _CONFIG), gate, load_i64(job + 8 * _FILL),
-        load_i64(job + 8 * UP), load_i64(job + 8 * _UP_FILL), load_i64(group), row,
-        min(step, inter - row), load_i64(job + 8 * _ACTS) + tile * supers * SUPER_BYTES,
-        (tokens + GROUP - 1) // GROUP * GROUP,
-        load_i64(job + 8 * H) + tile * inter // TILE_COLS * TILE_BYTES, scratch,
-    )  # fmt: skip
+_CONFIG, _FILL, _STEP, _CLEAR = range(22, 26)
 
 
 def _output_item(job, item, slot, scratch):
     """One run of rows of the output: what these experts add to it."""
-    down, step = load_i64(job + 8 * DOWN), load_i64(job + 8 * _DOWN_STEP)
+    down, step = load_i64(job + 8 * DOWN), load_i64(job + 8 * _STEP)
     none = item - item  # a literal 0 would compile `multiply` once more
     hidden, inter = load_i64(down + 8 * N_ROWS), load_i64(down + 8 * COLS)
     row = item * step
@@ -103,7 +60,7 @@ def _output_item(job, item, slot, scratch):
             n = min(PASS, tokens - start)
             h = (first + start) // GROUP * (inter // TILE_COLS) * TILE_BYTES
             multiply(
-                load_i64(job + 8 * _CONFIG), down, load_i64(job + 8 * _DOWN_FILL), none, none,
+                load_i64(job + 8 * _CONFIG), down, load_i64(job + 8 * _FILL), none, none,
                 expert, row, n_rows, load_i64(job + 8 * H) + h, (n + GROUP - 1) // GROUP * GROUP,
                 scratch,
             )  # fmt: skip
@@ -111,12 +68,9 @@ def _output_item(job, item, slot, scratch):
 
 
 @cache
-def compiled() -> tuple[int, int, int]:
-    """The codes of the three kinds of items, compiled or loaded once."""
-    gather, hidden, output = (
-        c_function(item, ITEM) for item in (_gather_item, _hidden_item, _output_item)
-    )
-    return gather, hidden, output
+def compiled() -> int:
+    """The code of `_output_item`, compiled or loaded once."""
+    return c_function(_output_item, ITEM)
 
 
 def suits(n_pairs: int, bank: ExpertBank) -> bool:
@@ -141,35 +95,31 @@ def forward(
         out.fill(0)
     most = max((len(pairs) for _, pairs in waves), default=0)
     acts = WORKSPACE.at_least(2 * most * (bank.hidden + bank.inter))
-    step, down_step = step_of(bank.inter, MOST_ROWS // 2), step_of(bank.hidden, MOST_ROWS)
-    gather, hidden, output = compiled()
-    for groups, pairs in waves:
-        fields = {
-            GATE: bank.gate.address,
-            UP: bank.up.address,
+    h, step = acts + 2 * most * bank.hidden, step_of(bank.hidden, MOST_ROWS)
+    _, hidden_code, gather_code = bf16_products.compiled()
+    for number, (groups, pairs) in enumerate(waves):
+        at_groups, at_pairs = program.array(groups), program.array(pairs)
+        gather = [int(x.ctypes.data), bank.hidden, ids.shape[1], at_pairs, acts]
+        program.add(gather_code, program.words(gather), program.words([len(pairs) // GROUP]))
+        fields, items = bf16_products.hidden(bank, acts, at_groups, len(groups), h)
+        program.add(hidden_code, program.words(fields), program.words([items]))
+        output = {
             DOWN: bank.down.address,
-            GROUPS: program.array(groups),
+            GROUPS: at_groups,
             N_GROUPS: len(groups),
-            PAIRS: program.array(pairs),
-            H: acts + 2 * most * bank.hidden,
+            PAIRS: at_pairs,
+            H: h,
             OUT: int(out.ctypes.data),
             TOKENS: len(x),
             WEIGHTS: int(weights.ctypes.data),
             SLOTS: ids.shape[1],
             _CONFIG: registers(),
-            _FILL: filling(bank.gate.format.name),
-            _UP_FILL: filling(bank.up.format.name),
-            _DOWN_FILL: filling(bank.down.format.name),
-            _X: int(x.ctypes.data),
-            _ACTS: acts,
+            _FILL: filling(bank.down.format.name),
             _STEP: step,
-            _DOWN_STEP: down_step,
-            _CLEAR: groups is waves[0][0],
+            _CLEAR: number == 0,
         }
-        job = program.words([fields.get(field, 0) for field in range(_FIELDS)])
-        program.add(gather, job, program.words([len(pairs) // GROUP]))
-        program.add(hidden, job, program.words([len(groups) * -(-bank.inter // step)]))
-        program.add(output, job, program.words([-(-bank.hidden // down_step)]))
+        job = program.words([output.get(field, 0) for field in range(_CLEAR + 1)])
+        program.add(compiled(), job, program.words([-(-bank.hidden // step)]))
     program.run()
 
 

@@ -137,6 +137,8 @@ def multiply(
 
 # Fields of a job.
 _CONFIG, _WEIGHT, _FILL, _ACTS, _N_TOKENS, _STEP, _OUT, _UP, _UP_FILL = range(9)
+_GROUPS = _N_TOKENS  # where experts have tokens of their own: (expert, first token, tokens) of each
+_GROUP_BYTES = 24
 
 
 def _product_item(job, item, slot, scratch):
@@ -160,68 +162,58 @@ def _product_item(job, item, slot, scratch):
 
 
 @inner
-def pack_row(source, n_cols, target):
+def _pack_row(source, n_cols, target):
     """A token's values as its row of tiles: whole tiles."""
     for tile in range(n_cols // TILE_COLS):
         at = source + 4 * TILE_COLS * tile
         store(to_bf16(load_floats(at), load_floats(at + 64)), target + TILE_BYTES * tile)
 
 
-@inner
-def hidden_run(
-    config, gate, fill, up, up_fill, matrix, row, n_rows, acts, n_tokens, out, scratch
-):  # fmt: skip
-    """h of tokens, whose tiles are at `acts`, for a run of rows of gate and up: tiles at `out`."""
-    inter, supers = load_i64(gate + 8 * N_ROWS), load_i64(gate + 8 * COLS) // 256
-    for first in range(0, n_tokens, PASS):
-        n = min(PASS, n_tokens - first)
-        here = acts + first // GROUP * supers * SUPER_BYTES
-        multiply(config, gate, fill, up, up_fill, matrix, row, n_rows, here, n, scratch)
-        for t in range(n):
-            token, gates = first + t, scratch + SUMS + 8 * t * n_rows
-            swiglu(gates, gates + 4 * n_rows, n_rows)
-            tile = token // GROUP * (inter // TILE_COLS) + row // TILE_COLS
-            pack_row(gates, n_rows, out + tile * TILE_BYTES + 64 * (token % GROUP))
-
-
 def _hidden_item(job, item, slot, scratch):
-    """h of all tokens for a run of rows of gate and up, as tiles."""
+    """h of one expert's tokens for a run of rows of gate and up, as tiles."""
     gate, up = load_i64(job + 8 * _WEIGHT), load_i64(job + 8 * _UP)
-    step, n_tokens = load_i64(job + 8 * _STEP), load_i64(job + 8 * _N_TOKENS)
-    row, out = item * step, load_i64(job + 8 * _OUT)
-    hidden_run(
-        load_i64(job + 8 * _CONFIG), gate, load_i64(job + 8 * _FILL), up,
-        load_i64(job + 8 * _UP_FILL), 0, row, min(step, load_i64(gate + 8 * N_ROWS) - row),
-        load_i64(job + 8 * _ACTS), n_tokens, out, scratch,
-    )  # fmt: skip
+    fill, up_fill = load_i64(job + 8 * _FILL), load_i64(job + 8 * _UP_FILL)
+    inter, supers = load_i64(gate + 8 * N_ROWS), load_i64(gate + 8 * COLS) // 256
+    step = load_i64(job + 8 * _STEP)
+    runs = (inter + step - 1) // step
+    group, row = load_i64(job + 8 * _GROUPS) + item // runs * _GROUP_BYTES, item % runs * step
+    expert, tile = load_i64(group), load_i64(group + 8) // GROUP
+    n_tokens = (load_i64(group + 16) + GROUP - 1) // GROUP * GROUP
+    n_rows, config = min(step, inter - row), load_i64(job + 8 * _CONFIG)
+    for first in range(0, n_tokens, PASS):
+        n, here = min(PASS, n_tokens - first), tile + first // GROUP
+        acts = load_i64(job + 8 * _ACTS) + here * supers * SUPER_BYTES
+        multiply(config, gate, fill, up, up_fill, expert, row, n_rows, acts, n, scratch)
+        for t in range(n):
+            gates = scratch + SUMS + 8 * t * n_rows
+            swiglu(gates, gates + 4 * n_rows, n_rows)
+            target = (here + t // GROUP) * (inter // TILE_COLS) + row // TILE_COLS
+            target = load_i64(job + 8 * _OUT) + target * TILE_BYTES + 64 * (t % GROUP)
+            _pack_row(gates, n_rows, target)
 
 
-@inner
-def no_token(n_cols, target):
-    """A row of tiles without a token: zeros."""
-    for tile in range(n_cols // TILE_COLS):
-        store(zero(), target + TILE_BYTES * tile)
-
-
-def _pack_item(job, item, slot, scratch):
-    """16 tokens of an input as tiles; those behind the last are 0. Job: x, tokens, cols, target."""
-    x, n_tokens, cols = load_i64(job), load_i64(job + 8), load_i64(job + 16)
-    target = load_i64(job + 24) + item * cols // TILE_COLS * TILE_BYTES
+def _gather_item(job, item, slot, scratch):
+    """16 rows of an input as tiles, those of their pairs; without a pair 0. Job: x, cols, slots,
+    pairs, target.
+    """
+    x, cols, slots = load_i64(job), load_i64(job + 8), load_i64(job + 16)
+    target = load_i64(job + 32) + item * cols // TILE_COLS * TILE_BYTES
     for t in range(GROUP):
-        token = item * GROUP + t
-        if token < n_tokens:
-            pack_row(x + 4 * token * cols, cols, target + 64 * t)
+        pair = load_i64(load_i64(job + 24) + 8 * (item * GROUP + t))
+        if pair >= 0:
+            _pack_row(x + 4 * (pair // slots) * cols, cols, target + 64 * t)
         else:
-            no_token(cols, target + 64 * t)
+            for tile in range(cols // TILE_COLS):
+                store(zero(), target + TILE_BYTES * tile + 64 * t)
 
 
 @cache
 def compiled() -> tuple[int, int, int]:
-    """The codes of the three kinds of items: a product's, a feed-forward's, an input's."""
-    product_code, hidden_code, pack_code = (
-        c_function(item, ITEM) for item in (_product_item, _hidden_item, _pack_item)
+    """The codes of the three kinds of items: a product's, h's, an input's."""
+    product_code, hidden_code, gather_code = (
+        c_function(item, ITEM) for item in (_product_item, _hidden_item, _gather_item)
     )
-    return product_code, hidden_code, pack_code
+    return product_code, hidden_code, gather_code
 
 
 def _start(code: int, fields: list[int], items: int) -> None:
@@ -245,7 +237,9 @@ class Tiles:
     def of(cls, x: np.ndarray) -> Tiles:
         """From C-contiguous float32 [T, cols]."""
         tiles = cls(*x.shape)
-        fields = [int(x.ctypes.data), tiles.n_tokens, tiles.cols, tiles.address]
+        rows = np.full(tiles.whole, -1)
+        rows[: len(x)] = np.arange(len(x))
+        fields = [int(x.ctypes.data), tiles.cols, 1, int(rows.ctypes.data), tiles.address]
         _start(compiled()[2], fields, tiles.whole // GROUP)
         return tiles
 
@@ -280,14 +274,23 @@ def product(x: Tiles, w: QuantTensor) -> np.ndarray:
     return out[: x.n_tokens]
 
 
+def hidden(
+    bank: ExpertBank, acts: int, groups: int, n_groups: int, h: int
+) -> tuple[list[int], int]:
+    """The job, and the number of its items, that makes tiles of h at `h` of those at `acts`.
+
+    At `groups` lie int64 [n_groups, 3]: (expert, first token, tokens).
+    """
+    step, (gate, up) = step_of(bank.inter, MOST_ROWS // 2), (bank.gate, bank.up)
+    codes = [filling(weight.format.name) for weight in (gate, up)]
+    fields = [registers(), gate.address, codes[0], acts, groups, step, h, up.address, codes[1]]
+    return fields, n_groups * -(-bank.inter // step)
+
+
 def feed_forward(x: Tiles, bank: ExpertBank) -> np.ndarray:
     """A dense SwiGLU layer, the bank's only expert: float32 [T, hidden]."""
-    h = Tiles(x.n_tokens, bank.inter)
-    step = step_of(bank.inter, MOST_ROWS // 2)
-    gate, up = bank.gate, bank.up
-    codes = [filling(weight.format.name) for weight in (gate, up)]
-    where = (x.address, x.whole, step, h.address, up.address, codes[1])
-    _start(compiled()[1], [registers(), gate.address, codes[0], *where], -(-bank.inter // step))
+    h, group = Tiles(x.n_tokens, bank.inter), np.array([0, 0, x.n_tokens])
+    _start(compiled()[1], *hidden(bank, x.address, int(group.ctypes.data), 1, h.address))
     return product(h, bank.down)
 
 
