@@ -21,28 +21,21 @@ _REGISTERS = int(_MEMORY.ctypes.data)
 _set_threads = pool.set_threads
 
 
-def _load(register: int) -> Any:
+def _moved(register: int, stored: bool) -> Any:
+    """An operation (address, stride): 16 rows into a register, or from it."""
     at = _REGISTERS + register * amx.TILE_BYTES
 
     @inner
-    def load(address, stride):
+    def move(address, stride):
         for row in range(16):
             for i in range(0, 64, 8):
-                store_i64(at + 64 * row + i, load_i64(address + row * stride + i))
+                tile, memory = at + 64 * row + i, address + row * stride + i
+                if stored:
+                    store_i64(memory, load_i64(tile))
+                else:
+                    store_i64(tile, load_i64(memory))
 
-    return load
-
-
-def _store(register: int) -> Any:
-    at = _REGISTERS + register * amx.TILE_BYTES
-
-    @inner
-    def store(address, stride):
-        for row in range(16):
-            for i in range(0, 64, 8):
-                store_i64(address + row * stride + i, load_i64(at + 64 * row + i))
-
-    return store
+    return move
 
 
 def _clear(register: int) -> Any:
@@ -87,10 +80,10 @@ def _one_thread(threads: int | None) -> None:
 
 
 for i in range(8):
-    setattr(bf16_products, f"_load{i}", _load(i))
+    setattr(bf16_products, f"_load{i}", _moved(i, False))
 for i in range(4):
     setattr(bf16_products, f"_clear{i}", _clear(i))
-    setattr(bf16_products, f"_store{i}", _store(i))
+    setattr(bf16_products, f"_store{i}", _moved(i, True))
     setattr(bf16_products, f"_dot{i}", _dot(i, 4 + i // 2, 6 + i % 2))
 amx.configure, amx.release, amx.granted = _configure, _release, lambda: True
 cpu_experts.set_threads = pool.set_threads = _one_thread

@@ -11,13 +11,10 @@ import pytest
 from cpu_experts import ExpertBank, amx, bf16_experts, cpu, moe_forward
 from tests.cpu_experts.blocks import random_tensor, relative
 
-needs_amx = pytest.mark.skipif(not amx.granted(), reason="this CPU has no AMX")
 EXPERTS, INTER, HIDDEN, SLOTS = 6, 256, 512, 2
 
 
-@pytest.fixture(autouse=True)
-def no_tier_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCALR1_ISA", raising=False)
+pytestmark = pytest.mark.usefixtures("no_tier_is_named")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def choice(n_tokens: int, most: int = EXPERTS) -> np.ndarray:
     return np.array(chosen, dtype=np.int32)
 
 
-@needs_amx
+@pytest.mark.usefixtures("on_amx")
 @pytest.mark.parametrize("wave", [64, 160, 4096])
 def test_experts_in_waves(bank: ExpertBank, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An expert that no token takes, pairs that are computed elsewhere, more than a wave holds."""
@@ -67,19 +64,19 @@ def test_experts_in_waves(bank: ExpertBank, wave: int, monkeypatch: pytest.Monke
     assert forward(bank, ids)[1] < 5e-3
 
 
-@needs_amx
+@pytest.mark.usefixtures("on_amx")
 def test_one_expert_for_all(bank: ExpertBank) -> None:
     ids = np.full((600, SLOTS), -1, dtype=np.int32)
     ids[:, 1] = 4
     assert forward(bank, ids)[1] < 5e-3
 
 
-@needs_amx
+@pytest.mark.usefixtures("on_amx")
 def test_nobody_asked_is_zero(bank: ExpertBank) -> None:
     assert not forward(bank, np.full((300, SLOTS), -1, dtype=np.int32))[0].any()
 
 
-@needs_amx
+@pytest.mark.usefixtures("on_amx")
 def test_an_expert_that_is_not_there_is_refused(bank: ExpertBank) -> None:
     ids = choice(300)
     ids[77, 1] = EXPERTS
@@ -99,14 +96,12 @@ def test_what_it_takes(bank: ExpertBank, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not bf16_experts.suits(1 << 20, ExpertBank(*floats))
 
 
-@pytest.mark.skipif(
-    amx.granted() or "avx512bf16" not in cpu.features(), reason="AMX is there, or no bf16 is"
-)
+@pytest.mark.skipif("avx512bf16" not in cpu.features(), reason="only tiles are emulated")
 def test_emulated(tmp_path: Path) -> None:
     """These tests with emulated tiles (emulated_amx.py), and those of all shapes of products."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", "tests.cpu_experts.emulated_amx", "-k", "not every_format", __file__]
-    command += [__file__.replace("experts.py", "products.py")]
+    command += ["-p", "tests.cpu_experts.emulated_amx", "-k", "not every_format and not emulated"]
+    command += [__file__, __file__.replace("experts.py", "products.py")]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:]

@@ -8,13 +8,7 @@ import cpu_experts
 from cpu_experts import Activations, ExpertBank, QuantTensor, amx, bf16_products
 from tests.cpu_experts.blocks import QUANTISED, random_tensor, relative
 
-# Its instructions end a process that has not been granted them.
-needs_amx = pytest.mark.skipif(not amx.granted(), reason="this CPU has no AMX")
-
-
-@pytest.fixture(autouse=True)
-def no_tier_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCALR1_ISA", raising=False)
+pytestmark = pytest.mark.usefixtures("no_tier_is_named")
 
 
 @pytest.fixture(params=[1, 2])
@@ -37,7 +31,7 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return torch.from_numpy(values).bfloat16().double().numpy()
 
 
-@needs_amx
+@pytest.mark.usefixtures("on_amx")
 @pytest.mark.parametrize("name", QUANTISED)
 def test_every_format_is_its_own_values_rounded_to_bf16(name: str):
     w, x = weights(name, 96, 768), tokens(50, 768)
@@ -48,7 +42,7 @@ def test_every_format_is_its_own_values_rounded_to_bf16(name: str):
     assert relative(found, x.astype(np.float64) @ w.dequantize().T) < 3e-3
 
 
-@needs_amx
+@pytest.mark.usefixtures("on_amx")
 @pytest.mark.parametrize("n_tokens", [48, 65, 1100])
 @pytest.mark.parametrize(("rows", "cols"), [(32, 256), (288, 512), (544, 1280)])
 def test_every_shape(threads: int, n_tokens: int, rows: int, cols: int):
@@ -58,7 +52,7 @@ def test_every_shape(threads: int, n_tokens: int, rows: int, cols: int):
     assert relative(found, rounded(x) @ rounded(w.dequantize()).T) < 2e-4
 
 
-@needs_amx
+@pytest.mark.usefixtures("on_amx")
 @pytest.mark.parametrize("n_tokens", [50, 700])
 def test_a_feed_forward(threads: int, n_tokens: int):
     parts = [("Q4_K", 512, 256), ("Q8_0", 512, 256), ("Q6_K", 256, 512)]
