@@ -56,14 +56,14 @@ def planned(stock: Inventory, gpu: Gpu | None, found: Hardware, context: int) ->
     """
     ram = max(found.ram_available, stock.nbytes + 64 * _GIB)
     roomy = replace(found, gpus=(gpu,) if gpu else (), ram_total=ram, ram_available=ram)
-    placed = plan(stock.weights, roomy, context, stock.demands)
+    placed = _plan(stock, roomy, context)
     if gpu is None:
         return placed
     free = {Kind.ROUTED, Kind.EMBEDDING, Kind.UNUSED}  # to lie elsewhere
     free |= set() if _routed(stock) else {Kind.DENSE}
     left = [w for w in stock.weights if w.kind not in free and placed.tier(w.name) != Tier.GPU]
     if left or placed.context < context:
-        all_fits = plan(stock.weights, _with_free(roomy, 1 << 50), context, stock.demands)
+        all_fits = _plan(stock, _with_free(roomy, 1 << 50), context)
         need = _without(all_fits, *free) / _GIB
         raise DoesNotFit(
             f"this needs {need:.1f} GiB of VRAM and {gpu.free / _GIB:.1f} GiB is free",
@@ -72,7 +72,12 @@ def planned(stock: Inventory, gpu: Gpu | None, found: Hardware, context: int) ->
     if not _routed(stock):
         return placed
     only = _with_free(roomy, _without(placed, Kind.ROUTED))
-    return plan(stock.weights, only, context, stock.demands)
+    return _plan(stock, only, context)
+
+
+def _plan(stock: Inventory, found: Hardware, context: int) -> Placement:
+    """With weights in huge pages, as here."""
+    return plan(stock.weights, found, context, stock.demands, owned=True)
 
 
 def _with_free(found: Hardware, free: int) -> Hardware:

@@ -54,14 +54,16 @@ def plan(
     context: int,
     demands: Demands,
     prefer_gpu: bool = False,
+    owned: bool = False,
 ) -> Placement:
     """The best placement of `weights` for a context of `context` tokens, or as many as can be had.
 
     It uses the GPU with the most free memory, if the kernels are for it and it makes the model
-    quicker, or with `prefer_gpu` even if not. Sizes in the result are bytes and never exceed what
+    quicker, or with `prefer_gpu` even if not. `owned` is how weights stay in RAM, which decides
+    how fast they are read. Sizes in the result are bytes and never exceed what
     is free, unless `works` is False: then nothing can be done.
     """
-    problem = _Problem(list(weights), hardware, demands, prefer_gpu)
+    problem = _Problem(list(weights), hardware, demands, prefer_gpu, owned)
     granted = context
     cut = problem.best(context)
     if cut is None or not cut.fits:
@@ -97,9 +99,11 @@ class _Problem:
     """One model on one machine."""
 
     def __init__(
-        self, weights: list[Weight], hardware: Hardware, demands: Demands, prefer_gpu: bool
-    ) -> None:
-        self.hardware, self.demands, self.prefer_gpu = hardware, demands, prefer_gpu
+        self, weights: list[Weight], hardware: Hardware, demands: Demands, prefer_gpu: bool,
+        owned: bool,
+    ) -> None:  # fmt: skip
+        self.hardware, self.demands = hardware, demands
+        self.prefer_gpu, self.owned = prefer_gpu, owned
         self.gpu = usable_gpu(hardware)
         self.ram_room = min(hardware.ram_total, hardware.ram_available)
         self.weights = weights
@@ -211,7 +215,8 @@ class _Problem:
         return Tier.RAM if fixed + self.embedding.nbytes <= self.ram_room else Tier.DISK
 
     def _predict(self, cut: _Cut) -> Prediction:
-        return predict(self._traffic(cut), self.hardware, self.gpu if cut.gpu else None)
+        gpu = self.gpu if cut.gpu else None
+        return predict(self._traffic(cut), self.hardware, gpu, self.owned)
 
     def _traffic(self, cut: _Cut) -> Traffic:
         o, gpu, ram = cut.order, cut.gpu, cut.ram

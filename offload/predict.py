@@ -32,6 +32,8 @@ GPU_LAYER_SECONDS = 18e-6  # norms, routing, attention over a short cache
 HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
 GPU_OPERATIONS_PER_BYTE = 40.0  # arithmetic that a card does while it reads a byte of VRAM
 
+# In huge pages: bytes/second that a core's arithmetic costs beside the reading.
+OWNED_CORE = 100e9
 DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page faults
 
 
@@ -39,7 +41,7 @@ DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page fault
 class Shares:
     """What a CPU reaches of its read bandwidth, and of its int8 peak's operations/second."""
 
-    experts: float  # of the bandwidth, mapped; up to 0.94 in huge pages
+    experts: float  # of the bandwidth, mapped
     linear: float  # the same of attention and head: two int8 terms, short rows, small matrices
     int8: float  # of the peak, for an expert that meets many tokens of a prompt
     decode_attention: float  # of the peak, in float32
@@ -91,12 +93,15 @@ def prompt_cost(weight: Weight, isa: str) -> tuple[float, float, float]:
     return weight.nbytes * met, operations, weighed
 
 
-def predict(traffic: Traffic, hardware: Hardware, gpu: Gpu | None) -> Prediction:
-    """Speeds of a placement that moves `traffic`."""
+def predict(
+    traffic: Traffic, hardware: Hardware, gpu: Gpu | None, owned: bool = False
+) -> Prediction:
+    """Speeds of a placement that moves `traffic`; `owned`: weights lie in huge pages."""
     limits = _read_seconds(traffic, hardware, gpu)
     least = max(sum(limits.values()), 1e-9)
-    seconds = _decode_seconds(traffic, hardware, gpu)
-    prompt, bound = _prompt_seconds(traffic, hardware, gpu)
+    reading = hardware.ram_bandwidth * _experts_share(hardware, owned)
+    seconds = _decode_seconds(traffic, hardware, gpu, reading)
+    prompt, bound = _prompt_seconds(traffic, hardware, gpu, reading)
     return Prediction(
         decode_tps=1 / max(seconds, least),
         decode_limit_tps=1 / least,
@@ -113,6 +118,13 @@ def _seconds(amount: float, speed: float) -> float:
     return amount / max(speed, 1.0)
 
 
+def _experts_share(hardware: Hardware, owned: bool) -> float:
+    """Of the read bandwidth."""
+    share = shares_of(hardware.isa).experts
+    of_a_core = hardware.ram_bandwidth / max(hardware.threads, 1)
+    return max(share, 1 / (1 + of_a_core / OWNED_CORE)) if owned else share
+
+
 def _read_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> dict[str, float]:
     """Seconds of a token by the memory that they are spent on, at full bandwidth."""
     return {
@@ -122,12 +134,10 @@ def _read_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> dict[str, 
     }
 
 
-def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
-    """Seconds of a token with DEPTH tokens behind it."""
+def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None, reading: float) -> float:
+    """Seconds of a token with DEPTH tokens behind it; `reading` is what experts are read at."""
     attention, shares = t.cpu_layers * t.decode_operations * DEPTH, shares_of(hardware.isa)
-    experts = _seconds(
-        t.ram_bytes - t.linear_bytes + t.disk_bytes, hardware.ram_bandwidth * shares.experts
-    )
+    experts = _seconds(t.ram_bytes - t.linear_bytes + t.disk_bytes, reading)
     hidden = _seconds(t.gpu_hidden_bytes, gpu.bandwidth * GPU_SHARE) if gpu else 0.0
     return (
         max(experts, hidden)
@@ -143,14 +153,15 @@ def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> float:
     )
 
 
-def _prompt_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None) -> tuple[float, str]:
+def _prompt_seconds(
+    t: Traffic, hardware: Hardware, gpu: Gpu | None, reading: float
+) -> tuple[float, str]:
     """Seconds of a prompt of PROMPT tokens, and what most of them go to."""
     attention = t.cpu_layers * t.prompt_operations * PROMPT * PROMPT / 2
     shares = shares_of(hardware.isa)
     compute = _seconds(t.cpu_operations, hardware.int8_ops * shares.int8)
     compute += _seconds(attention, hardware.int8_ops * shares.prompt_attention)
-    stored = t.prompt_ram_bytes + t.prompt_disk_bytes
-    read = _seconds(stored, hardware.ram_bandwidth * shares.experts)
+    read = _seconds(t.prompt_ram_bytes + t.prompt_disk_bytes, reading)
     on_gpu = 0.0
     if gpu:
         on_gpu = max(

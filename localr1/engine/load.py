@@ -28,7 +28,7 @@ from offload.errors import NoRoom, ResidencyError, Unknown
 from offload.hardware import Hardware
 from offload.placement import Placement, Tier, layers_named
 from offload.planner import LEAST_CONTEXT, plan
-from offload.residency import AUTO, MAPPED, holder, release
+from offload.residency import AUTO, MAPPED, OWNED, holder, release
 from offload.shortage import in_8_bits
 
 Report = Callable[[Progress], None]
@@ -155,7 +155,7 @@ def placement(
     Weights that do not fit are refused, unless someone asked for them to be mapped: then the disk
     is read for every token. Cache and workspace must always fit. Raises DoesNotFit.
     """
-    found = plan(stock.weights, machine, context, stock.demands, prefer_gpu)
+    found = plan(stock.weights, machine, context, stock.demands, prefer_gpu, how == OWNED)
     if found.fits or (found.works and how == MAPPED):
         return found
     raise does_not_fit(name, found)

@@ -50,6 +50,18 @@ def test_a_prompt_is_bound_by_arithmetic_or_by_reading() -> None:
     assert found.prefill_tps < PROMPT / (400 / 200)
 
 
+def test_huge_pages_leave_what_a_core_computes() -> None:
+    """The fewer bytes each core has to read, the nearer to the limit."""
+    shares = []
+    for bandwidth, threads in ((38e9, 2), (140e9, 16)):
+        hardware = machine(ram_bandwidth=bandwidth, threads=threads)
+        traffic = replace(NOTHING, ram_bytes=12e9)
+        found = predict(traffic, hardware, None, owned=True)
+        shares.append(found.decode_tps / found.decode_limit_tps)
+        assert found.decode_tps > predict(traffic, hardware, None).decode_tps
+    assert 0.83 < shares[0] < 0.85 and 0.91 < shares[1] < 0.93
+
+
 def test_amx_makes_quicker_what_all_tokens_meet() -> None:
     for kind in Kind:
         experts = 8 / 256 if kind is Kind.ROUTED else 1.0
@@ -82,23 +94,27 @@ traffics = st.builds(
 SPEEDS = ("ram_bandwidth", "disk_bandwidth", "int8_ops")
 
 
-@given(traffics, st.sampled_from(SPEEDS), st.floats(1, 1000))
-def test_a_quicker_part_is_never_slower(traffic: Traffic, name: str, more: float) -> None:
+@given(traffics, st.sampled_from(SPEEDS), st.floats(1, 1000), st.booleans())
+def test_a_quicker_part_is_never_slower(
+    traffic: Traffic, name: str, more: float, owned: bool
+) -> None:
     hardware = machine()
     better = replace(hardware, **{name: getattr(hardware, name) * more})
     card = hardware.gpus[0]
     quick_card = replace(card, bandwidth=card.bandwidth * more, pcie=card.pcie * more)
-    before = predict(traffic, hardware, card)
-    for after in (predict(traffic, better, card), predict(traffic, hardware, quick_card)):
+    before = predict(traffic, hardware, card, owned)
+    assert before.decode_tps >= predict(traffic, hardware, card).decode_tps
+    for found, gpu in ((better, card), (hardware, quick_card)):
+        after = predict(traffic, found, gpu, owned)
         assert after.decode_tps >= before.decode_tps * (1 - 1e-9)
         assert after.prefill_tps >= before.prefill_tps * (1 - 1e-9)
         assert after.decode_limit_tps >= before.decode_limit_tps * (1 - 1e-9)
         assert after.load_seconds <= before.load_seconds
 
 
-@given(traffics)
-def test_nothing_beats_its_limit(traffic: Traffic) -> None:
+@given(traffics, st.booleans())
+def test_nothing_beats_its_limit(traffic: Traffic, owned: bool) -> None:
     hardware = machine()
-    found = predict(traffic, hardware, hardware.gpus[0])
+    found = predict(traffic, hardware, hardware.gpus[0], owned)
     assert 0 < found.decode_tps <= found.decode_limit_tps
     assert found.prefill_tps > 0
