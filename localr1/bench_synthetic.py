@@ -305,7 +305,7 @@ def _plan_facts(
         "vram_measured": taken,
         "ram": placed.ram_bytes,
         "ram_total": found.ram_total,
-        "ram_held": sum(item.nbytes for item in beside) + subject.weights.held_bytes,
+        "ram_held": sum(item.nbytes for item in beside) + subject.held_bytes,
         "ram_measured": ram_peak.peak(),
         "ram_parts": ram_peak.now(),
         "decode": None if stub else placed.prediction.decode_tps,

@@ -20,6 +20,7 @@ from cpu_experts import ExpertBank
 from cpu_experts.token_program import GROUPED, LATENT, Row, TokenProgram
 from localr1.engine import halves
 from localr1.engine.runner import SUPER_CHUNK
+from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import DoesNotFit
 from localr1.events import Progress
 from localr1.interrupts import HeldInterrupts
@@ -34,7 +35,9 @@ from localr1.synthetic_choice import Choices, Chosen, ChosenToken
 from offload.memory import available_bytes
 
 if TYPE_CHECKING:
+    from localr1.engine.ahead import DecodeAhead
     from localr1.models.gpu import GpuParts
+    from localr1.models.gpu_embedding import GpuEmbedding
 
 Report = Callable[[Progress], None]
 
@@ -74,6 +77,7 @@ class SyntheticRun:
     ) -> None:
         self.config, self.context, self.seconds = config, context, dict[str, float]()
         self._parts: GpuParts | None = None
+        self._embedding: GpuEmbedding | None = None  # which the GPU reads by itself
         self._rest: Callable[[], None] = lambda: None  # frees the cores until the next token
         self.vram_free: int | None = None
         with self._timed("fill memory"):
@@ -87,12 +91,15 @@ class SyntheticRun:
         with self._timed("upload" if on_gpu else "build"), torch.inference_mode():
             if on_gpu:
                 from localr1.models.gpu import GpuParts
+                from localr1.models.gpu_embedding import GpuEmbedding
 
                 self._parts = GpuParts(
                     config, context, on_gpu=lambda name: name not in in_ram,
                     report=_sent(report, self.weights.other_bytes), cache=cache,
                 )  # fmt: skip
             self.model = Transformer(config, self.weights, context, self._parts)
+            if on_gpu and isinstance(self.model.token_embd, GpuEmbedding):
+                self._embedding = self.model.token_embd
             self.cache = self.model.new_cache(context)
             fill_with_noise(self.cache)
         self.choices = Choices(config, self._parts.device if self._parts else "cpu")
@@ -109,6 +116,12 @@ class SyntheticRun:
         yield
         self._synchronize()
         self.seconds[what] = time.perf_counter() - began
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of RAM that hold weights."""
+        copy = self._embedding.copied_bytes if self._embedding else 0
+        return self.weights.held_bytes + copy
 
     def _synchronize(self) -> None:
         if self._parts is not None:
@@ -178,12 +191,13 @@ class SyntheticRun:
     ) -> TokenSeconds:
         """Medians; of the whole token only without `stub`, of the others where a layer asks for
         experts. The cache is filled up to `context - tokens - 1`. `beside` is called after each
-        whole token, all cores free.
+        whole token, all cores free, but for tokens of the GPU alone, which draws them: each has
+        begun when the one before ends.
         """
         whole = skipped = silent = 0.0
         with self._token(silent=False) as step:
             if not stub:
-                whole = self._median(step, tokens, beside=beside)
+                whole = self._median(step, tokens, beside=None if self._embedding else beside)
             if self.banks and self._parts:
                 skipped = self._median(step, tokens, stub=True)
         if self.banks:
@@ -215,18 +229,24 @@ class SyntheticRun:
 
     @contextmanager
     def _gpu_token(self, parts: GpuParts, silent: bool) -> Iterator[Callable[[int], object]]:
+        from localr1.engine.ahead import DecodeAhead
         from localr1.engine.graph import DecodeGraph
 
+        graph = None
         with self._timed("capture without experts" if silent else "capture"):
-            graph = DecodeGraph(self.model, parts, self.cache)
+            if self._embedding is not None:
+                step = _drawn(DecodeAhead(self.model, self._embedding, parts, self.cache))
+            else:
+                graph = DecodeGraph(self.model, parts, self.cache)
+                step, self._rest = graph.step, graph.rest
         try:
-            self._rest = graph.rest
-            yield graph.step
+            yield step
         finally:
             self._rest = lambda: None
             if not silent:
                 self._look_at_vram()
-            graph.close()
+            if graph is not None:
+                graph.close()
 
     def _rewind(self, tokens: int) -> None:
         """As many tokens of noise behind us as leave room for `tokens`, the warm ones and one."""
@@ -240,7 +260,8 @@ class SyntheticRun:
         self._rewind(tokens)
         took = []
         for token in np.random.default_rng(2).integers(0, self.config.vocab_size, tokens + WARM):
-            self.choices.draw(stub=stub)
+            if self.banks:  # this waits for the GPU, which may be at work on the next token
+                self.choices.draw(stub=stub)
             began = time.perf_counter()
             step(int(token))
             took.append(time.perf_counter() - began)
@@ -249,6 +270,18 @@ class SyntheticRun:
                 self._rest()
                 beside()
         return statistics.median(took[WARM:])
+
+
+def _drawn(ahead: DecodeAhead) -> Callable[[int], object]:
+    """A step to the token that the GPU draws, whichever is asked for."""
+    sampler = Sampler(SamplingParams(temperature=0.0), [])
+    logits = ahead.step(0)
+
+    def step(token: int) -> None:
+        nonlocal logits
+        logits = ahead.step(ahead.draw(sampler, logits))
+
+    return step
 
 
 def fill_with_noise(cache: KVCache) -> None:

@@ -29,7 +29,8 @@ CAPABILITY = (8, 0)  # the oldest GPU that the kernels are for
 # What is neither weights nor cache. Measured: the program on the CPU (docs/placement.md). The GPU's
 # figures are for torch's CUDA build on cards of 24 to 80 GB.
 PROGRAM = 380 * MIB  # Python, torch, compiled kernels
-PROGRAM_WITH_GPU = 1152 * MIB
+PROGRAM_WITH_GPU = 1024 * MIB  # CUDA's libraries too
+PROGRAM_WITH_BOTH = 1152 * MIB
 ABSORBED = 192  # prompts up to about this long take the form of attention that decoding takes
 SCORES, MOST_SCORES = 9, 1 << 24  # bytes of a score with its softmax and mask; scores at a time
 # With the kernels' code and stacks: 0.67 GiB on an H100, some of which other items leave over.
@@ -143,7 +144,7 @@ class _Problem:
         return [
             Item(demands.cache_name, demands.cache_ram * layers * context),
             Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0, asked)),
-            Item("program", PROGRAM_WITH_GPU if gpu else PROGRAM),
+            Item("program", _program(gpu > 0, layers > 0 or asked)),
             Item("margin", ram_margin(self.ram_room)),
         ]
 
@@ -287,6 +288,13 @@ class _Problem:
             if tiers[weight.name] is tier:
                 sizes[weight.kind] += weight.bytes_in(tier)
         return [Item(kind.value, nbytes) for kind, nbytes in sizes.items() if nbytes]
+
+
+def _program(gpu: bool, cpu: bool) -> int:
+    """Bytes of RAM for the program, by whether these compute."""
+    if not gpu:
+        return PROGRAM
+    return PROGRAM_WITH_BOTH if cpu else PROGRAM_WITH_GPU
 
 
 def _workspace(demands: Demands, tokens: int, attention: bool, asked: bool) -> int:

@@ -25,6 +25,7 @@ from localr1.models.experts import MLP
 from localr1.models.gate import Gate
 from localr1.models.gqa import GQA
 from localr1.models.kv_cache import KVCache
+from localr1.models.linear import Embedding
 from localr1.models.transformer import Transformer
 
 
@@ -40,6 +41,7 @@ class CpuGraph:
         self._position = self._token + 8
         hidden = torch.empty(1, c.hidden_size)
         self._x = Row("x", program.array(hidden.numpy()), c.hidden_size)
+        assert isinstance(model.token_embd, Embedding)
         program.embed(model.token_embd.weight, self._token, self._x)
         add: Row | None = None
         for layer, block in enumerate(model.blk[: model.cpu_layers]):

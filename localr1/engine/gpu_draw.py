@@ -7,77 +7,80 @@ took a fifth of a 7B's token to launch them.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from localr1.engine.capture import captured
 from localr1.engine.runner import finite, not_finite
 from localr1.engine.sampler import Sampler, SamplingParams
-from localr1.gpu.sampling import SETTINGS, UNSETTLED, Workspace, sample
+from localr1.gpu.sampling import NOT_FINITE, SETTINGS, Workspace, sample
 
 
 class GpuDraw:
-    """`draw(sampler, logits)`: the next token id."""
+    """`draw(sampler, logits)`: the next token id, which lies in `token` int32 `[1]` too.
+
+    `begin` only enqueues that, and `end` waits for it: what is enqueued between them has begun when
+    the id is known, or, where `settled` is False, has begun with an id that does not count.
+    """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
+        self.token = torch.empty(1, dtype=torch.int32, device=device)
+        self.settled = False
         self._work = Workspace.empty(vocab_size, device)
         self._logits = torch.zeros(1, vocab_size, device=device)
         self._given = torch.zeros(len(SETTINGS), dtype=torch.float64, pin_memory=on_gpu)
         self._settings = torch.zeros(len(SETTINGS), dtype=torch.float64, device=device)
-        self._token = torch.empty(1, dtype=torch.int32, device=device)
-        self._answer = torch.empty(2, dtype=torch.int32, pin_memory=on_gpu)  # token, is finite
+        self._answer = torch.empty(1, dtype=torch.int32, pin_memory=on_gpu)
+        self._uniform = 0.0
         self._seen = torch.zeros(vocab_size, dtype=torch.uint8, device=device)
         self._sampler: Sampler | None = None  # whose tokens `_seen` marks
+        self._drawn = torch.cuda.Event() if on_gpu else None
         # By whether tokens are penalised.
-        self._graphs = [self._captured(None), self._captured(self._seen)] if on_gpu else []
+        self._run = [captured(partial(self._body, seen), device) for seen in (None, self._seen)]
 
     def __call__(self, sampler: Sampler, logits: torch.Tensor) -> int:
         """Logits float32 `[1, vocab]` on the GPU -> an id. Raises BadFile (not finite)."""
-        uniform = sampler.uniform()
-        self._given.copy_(_settings(sampler.params, uniform))
+        self.begin(sampler, logits)
+        return self.end(sampler)
+
+    def begin(self, sampler: Sampler, logits: torch.Tensor) -> None:
+        """Enqueue the choice by logits float32 `[1, vocab]`, which are copied."""
+        self._uniform = sampler.uniform()
+        self._given.copy_(_settings(sampler.params, self._uniform))
         self._logits.copy_(logits)
-        seen = self._marked(sampler)
-        if self._graphs:
-            self._graphs[seen is not None].replay()
-            torch.cuda.current_stream().synchronize()
-        else:
-            self._body(seen)
-        token, is_finite = self._answer.tolist()
-        if not is_finite:
+        if sampler.seen is not None and sampler is not self._sampler:
+            self._mark(sampler)
+        self._run[sampler.seen is not None]()
+        if self._drawn is not None:
+            self._drawn.record()
+
+    def end(self, sampler: Sampler) -> int:
+        """The id. Raises BadFile where the logits are not finite."""
+        if self._drawn is not None:
+            self._drawn.synchronize()
+        token = int(self._answer)
+        if token == NOT_FINITE:
             raise not_finite()
-        if token == UNSETTLED:
+        self.settled = token >= 0
+        if not self.settled:
             self._sampler = None  # what it chooses is not marked yet
-            return sampler(finite(logits.cpu())[0], uniform)
+            return sampler(finite(self._logits.cpu())[0], self._uniform)
         if sampler.seen is not None:
             sampler.seen.add(token)
         return token
 
     def _body(self, seen: torch.Tensor | None) -> None:
-        """From `_logits` and `_given` to `_answer`."""
+        """From `_logits` and `_given` to `token` and `_answer`."""
         self._settings.copy_(self._given, non_blocking=True)
-        sample(self._logits[0], self._settings, seen, self._work, self._token)
-        self._answer[:1].copy_(self._token, non_blocking=True)
-        self._answer[1:].copy_(self._logits.isfinite().all(), non_blocking=True)
+        sample(self._logits[0], self._settings, seen, self._work, self.token, self._answer)
 
-    def _captured(self, seen: torch.Tensor | None) -> torch.cuda.CUDAGraph:
-        """`_body`, run once, so that every kernel is loaded, then recorded."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            self._body(seen)
-        stream.synchronize()
-        with torch.inference_mode(), torch.cuda.graph(graph, stream=stream):
-            self._body(seen)
-        return graph
-
-    def _marked(self, sampler: Sampler) -> torch.Tensor | None:
+    def _mark(self, sampler: Sampler) -> None:
         """The tokens that the penalty weighs down; the kernels mark what they choose."""
-        if sampler.seen is None:
-            return None
-        if sampler is not self._sampler:
-            self._seen.zero_()
-            self._seen[list(sampler.seen)] = 1
-            self._sampler = sampler
-        return self._seen
+        self._seen.zero_()
+        self._seen[list(sampler.seen or ())] = 1
+        self._sampler = sampler
 
 
 def _settings(params: SamplingParams, uniform: float) -> torch.Tensor:

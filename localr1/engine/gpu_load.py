@@ -17,7 +17,7 @@ from localr1.gpu.warmup import warmup
 from localr1.models import cache_layout, inventory
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
-from localr1.models.gpu import GpuParts
+from localr1.models.gpu import GpuParts, lies_whole
 from localr1.models.linear import Weights
 from localr1.models.transformer import Transformer
 from offload.placement import Kind, Placement, Tier
@@ -54,26 +54,28 @@ def gpu_runner(
 
 
 def compile_kernels(
-    config: Config, formats: tuple[set[str], set[str]], index: int, cache: str, report: Report
+    config: Config, formats: tuple[set[str], ...], index: int, cache: str, report: Report
 ) -> None:
     """Compile the kernels that the disk lacks, on all cores; `formats` as `formats_of` gives them.
     GpuError names one that does not compile.
     """
     arch = architecture(index)
-    wanted = kernels(arch, config, *formats, cache == cache_layout.IN_8_BITS)
+    wanted = kernels(arch, config, *formats, eight_bit=cache == cache_layout.IN_8_BITS)
     for done, total in warmup(wanted, arch):
         if total:
             report(Progress("Compiling GPU kernels, first run only", done, total, "kernels"))
 
 
-def formats_of(
-    config: Config, weights: Weights, on_gpu: Iterable[str]
-) -> tuple[set[str], set[str]]:
-    """The formats that matrices among these weights have on a GPU: outside the routed experts, and
-    theirs. Norms, biases and routers have kernels of their own.
+def formats_of(config: Config, weights: Weights, on_gpu: Iterable[str]) -> tuple[set[str], ...]:
+    """The formats that matrices among these weights have on a GPU: outside the routed experts,
+    theirs, and the embedding's if the GPU reads that. Norms, biases and routers have kernels of
+    their own.
     """
-    others, experts = set[str](), set[str]()
-    for name in on_gpu:
+    others, experts, embedded = set[str](), set[str](), set[str]()
+    names = set(on_gpu)
+    if lies_whole(config, names.__contains__):
+        embedded.add(weights["token_embd.weight"].format.name)
+    for name in names:
         weight = weights[name]
         if len(weight.shape) < 2 or name.endswith("ffn_gate_inp.weight"):
             continue
@@ -81,7 +83,7 @@ def formats_of(
         (experts if "_exps." in name else others).add(found)
         if name.endswith("attn_kv_b.weight") and isinstance(config, ModelConfig):
             others.add(inventory.keys_on_gpu(found, config))
-    return others, experts
+    return others, experts, embedded
 
 
 def _sent(report: Report, total: int) -> Callable[[int], None]:

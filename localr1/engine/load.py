@@ -78,7 +78,7 @@ def load_engine(
         formats = {weights[name].format.name for name in _names(source, found, Tier.RAM)}
         _compile(formats, (attention,) if found.cpu_layers else (), report)
         runner = gpu_runner(config, weights, found, machine.gpu, cache, report)
-        _release(source, found)
+        _release(source, found, runner.reads_embedding)
     else:
         _compile(formats, (attention,), report)
         runner = TransformerRunner(Transformer(config, weights, found.context), found.context)
@@ -221,6 +221,8 @@ def _bring_in(source: Source, how: str, found: Placement, report: Report) -> Wei
     return _Placed(source, held, in_ram) if split else source
 
 
-def _release(source: Source, found: Placement) -> None:
-    """Let go of the pages of weights that the GPU holds now."""
-    release(source.files, source.spans(_names(source, found, Tier.GPU)))
+def _release(source: Source, found: Placement, embedding: bool) -> None:
+    """Let go of the pages of weights that the GPU holds now, or reads in its own form."""
+    names = _names(source, found, Tier.GPU)
+    names += ["token_embd.weight"] * (embedding and "token_embd.weight" not in names)
+    release(source.files, source.spans(names))

@@ -8,6 +8,7 @@ from localr1.gpu import (
     activation,
     activations,
     cache_rows,
+    embedding,
     gqa,
     gqa_prefill,
     gqa_rope,
@@ -29,14 +30,18 @@ def kernels(
     sizes: AnySizes,
     formats: Iterable[str],
     experts: Iterable[str],
+    embedded: Iterable[str] = (),
+    *,
     eight_bit: bool = False,
 ) -> Iterator[Configuration]:
     """For a model of `sizes` whose weights on the GPU have `formats`; those of routed experts that
-    lie there too `experts`; with a cache of 8 bits a value or of 16.
+    lie there too `experts`, and an embedding that the GPU reads `embedded`; with a cache of 8 bits
+    a value or of 16.
     """
     yield from linear_configurations.configurations(arch, sizes, formats, tokens=(1,))
     for module in (activation, activations, mailbox, norm, sampling):
         yield from module.configurations(arch, sizes)
+    yield from embedding.configurations(arch, embedded)
     if isinstance(sizes, GroupedSizes):
         for module in (gqa, gqa_prefill, gqa_rope):
             yield from of_cache(module.configurations(arch, sizes), eight_bit)

@@ -1,4 +1,4 @@
-"""From logits to a token id on the GPU: greedy, or `Sampler`'s draw from a given uniform number.
+"""From logits to a token id on the GPU: `Sampler`'s draw from a given uniform number.
 
 `engine/sampler.py` is the definition: penalty, temperature, top-k, top-p, min-p, then the first of
 the kept tokens, best first, whose running sum reaches the uniform number's share. Nothing is sorted
@@ -8,6 +8,7 @@ come before it and their weight, all pairs at once. What the filters keep, and w
 follow from these two numbers: the sampler's own, unless a border lies within 1e-8 of the uniform
 number.
 
+A logit that is no finite number makes its block's largest one infinite, and the answer NOT_FINITE.
 Where the candidates do not settle it (nearly flat distributions without top-k and top-p), the
 answer is UNSETTLED and the caller draws on the CPU, with the same uniform number.
 """
@@ -25,7 +26,7 @@ import triton.language as tl
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.sizes import R1, Sizes
 
-UNSETTLED = -1
+UNSETTLED, NOT_FINITE = -1, -2
 SETTINGS = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty", "uniform")
 
 _TEMPERATURE, _TOP_P, _MIN_P, _TOP_K, _PENALTY, _UNIFORM = map(tl.constexpr, range(6))
@@ -44,7 +45,6 @@ class Workspace:
     """Memory for sampling from `[vocab]` logits; nothing in it outlives a call."""
 
     peaks: torch.Tensor  # float32 [programs]: the largest logit of each block
-    firsts: torch.Tensor  # int32 [programs]: its id
     logits: torch.Tensor  # float32 [vocab], with the penalty
     weights: torch.Tensor  # int64 [vocab]
     nearness: torch.Tensor  # uint8 [vocab]: each logit's bin
@@ -60,37 +60,17 @@ class Workspace:
     def empty(cls, vocab: int, device: torch.device | str) -> Workspace:
         """1.7 MiB for R1's vocabulary."""
         programs, most = triton.cdiv(vocab, _BLOCK.value), _MOST.value
-        sizes = (programs, programs, vocab, vocab, vocab, _BINS.value, 2, *[most] * 5)
+        sizes = (programs, vocab, vocab, vocab, _BINS.value, 2, *[most] * 5)
         f32, i32, i64 = torch.float32, torch.int32, torch.int64
-        types = (f32, i32, f32, i64, torch.uint8, i32, i64, i32, f32, i64, i32, i64)
+        types = (f32, f32, i64, torch.uint8, i32, i64, i32, f32, i64, i32, i64)
         pairs = zip(sizes, types, strict=True)
         return cls(*(torch.empty(n, dtype=dtype, device=device) for n, dtype in pairs))
 
 
 @triton.jit
-def peak_kernel(logits, peaks, firsts, VOCAB: tl.constexpr):
-    """The largest logit of block `program_id(0)` of row `program_id(1)`, and its (first) id."""
-    block, row = tl.program_id(0), tl.program_id(1)
-    at = block * _BLOCK + tl.arange(0, _BLOCK)
-    logit = tl.load(logits + row * VOCAB + at, mask=at < VOCAB, other=float("-inf"))
-    place = row * tl.num_programs(0) + block
-    tl.store(peaks + place, tl.max(logit, 0))
-    tl.store(firsts + place, block * _BLOCK + tl.argmax(logit, 0))
-
-
-@triton.jit
-def best_kernel(peaks, firsts, token, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):
-    """The id of the largest logit of row `program_id(0)`, the lowest of equal ones."""
-    row, at = tl.program_id(0), tl.arange(0, BLOCK)
-    line = peaks + row * PROGRAMS
-    block = tl.argmax(tl.load(line + at, mask=at < PROGRAMS, other=float("-inf")), 0)
-    tl.store(token + row, tl.load(firsts + row * PROGRAMS + block))
-
-
-@triton.jit
 def penalty_kernel(logits, seen, settings, out, peaks, bins, totals, VOCAB: tl.constexpr):
     """Seen tokens' logits are divided by the penalty above 0 and multiplied below; the largest of
-    each block; the sums that follow begin at 0.
+    each block, or infinity; the sums that follow begin at 0.
     """
     block = tl.program_id(0)
     at = block * _BLOCK + tl.arange(0, _BLOCK)
@@ -101,7 +81,8 @@ def penalty_kernel(logits, seen, settings, out, peaks, bins, totals, VOCAB: tl.c
         heavier = tl.where(logit > 0, tl.div_rn(logit, penalty), logit * penalty)
         logit = tl.where(tl.load(seen + at, mask=inside, other=0) != 0, heavier, logit)
     tl.store(out + at, logit, mask=inside)
-    tl.store(peaks + block, tl.max(logit, 0))
+    broken = inside & ((tl.abs(logit) < float("inf")) == 0)
+    tl.store(peaks + block, tl.max(tl.where(broken, float("inf"), logit), 0))
     if block == 0:
         tl.store(bins + tl.arange(0, _BINS), tl.zeros([_BINS], tl.int32))
         tl.store(totals + tl.arange(0, 2), tl.zeros([2], tl.int64))
@@ -173,8 +154,15 @@ def rank_kernel(totals, ids, logit, weight, rank, above, OWN: tl.constexpr, OTHE
 
 
 @triton.jit
-def draw_kernel(settings, totals, ids, weight, rank, above, seen, token):
-    """The filters and the draw; see the module's docstring. Writes the token, marks it as seen."""
+def draw_kernel(
+    settings, totals, ids, weight, rank, above, peaks, seen, token, answer,
+    PROGRAMS: tl.constexpr, BLOCK_PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """The filters and the draw; see the module's docstring. Writes the token to `token` and
+    `answer`, marks it as seen.
+    """
+    program = tl.arange(0, BLOCK_PROGRAMS)
+    peak = tl.max(tl.load(peaks + program, mask=program < PROGRAMS, other=float("-inf")), 0)
     n, total = tl.load(totals).to(tl.int32), tl.load(totals + 1)
     top_k = tl.load(settings + _TOP_K).to(tl.int32)
     top_p, min_p = tl.load(settings + _TOP_P), tl.load(settings + _MIN_P)
@@ -199,24 +187,13 @@ def draw_kernel(settings, totals, ids, weight, rank, above, seen, token):
     share = tl.where(tl.load(settings + _TEMPERATURE) == 0, 0.0, share)  # greedy: the first
     reached = kept & ((before + own).to(tl.float64) >= share)
     drawn = reached & (place == tl.min(tl.where(reached, place, _MOST), 0))
-    settled = (closed | everything) & (tl.max(drawn.to(tl.int32), 0) > 0)
+    settled = (closed | everything) & (tl.max(drawn.to(tl.int32), 0) > 0) & (peak < float("inf"))
     found = tl.sum(tl.where(drawn, tl.load(ids + at, mask=inside, other=0), 0), 0)
-    tl.store(token, tl.where(settled, found, -1))
+    found_or_why = tl.where(settled, found, tl.where(peak < float("inf"), -1, -2))
+    tl.store(token, found_or_why)
+    tl.store(answer, found_or_why)
     if seen is not None:
         tl.store(seen + found, (settled | (tl.load(seen + found) != 0)).to(tl.uint8))
-
-
-def greedy(logits: torch.Tensor, token: torch.Tensor) -> None:
-    """Write the id of the largest of each row, the lowest of equal ones, to `token` int32 `[T]`.
-
-    `logits` float32 `[T, vocab]`.
-    """
-    rows, vocab = logits.shape
-    programs = triton.cdiv(vocab, _BLOCK.value)
-    peaks = torch.empty(rows, programs, dtype=torch.float32, device=logits.device)
-    firsts = torch.empty(rows, programs, dtype=torch.int32, device=logits.device)
-    launch(peak_kernel, (programs, rows), logits, peaks, firsts, VOCAB=vocab)
-    launch(best_kernel, (rows,), peaks, firsts, token, PROGRAMS=programs, BLOCK=_power(programs))
 
 
 def sample(
@@ -225,8 +202,10 @@ def sample(
     seen: torch.Tensor | None,
     work: Workspace,
     token: torch.Tensor,
+    answer: torch.Tensor,
 ) -> None:
-    """Write the drawn id, or UNSETTLED, to `token` int32 `[1]`, and mark it in `seen`.
+    """Write the drawn id, UNSETTLED or NOT_FINITE to `token` and `answer` int32 `[1]`, of which one
+    may lie in pinned memory, and mark it in `seen`.
 
     `logits` float32 `[vocab]`; `settings` float64 `[6]` in the order of SETTINGS, read when the
     kernels run (a captured graph serves all); `seen` uint8 `[vocab]`, not 0 for the tokens that the
@@ -237,9 +216,10 @@ def sample(
     launch(
         penalty_kernel, grid, logits, seen, settings, w.logits, w.peaks, w.bins, w.totals, **shape
     )  # fmt: skip
+    blocks = {"PROGRAMS": grid[0], "BLOCK_PROGRAMS": _power(grid[0])}
     launch(
         weigh_kernel, grid, w.logits, settings, w.peaks, w.weights, w.nearness, w.bins, w.totals,
-        PROGRAMS=grid[0], BLOCK_PROGRAMS=_power(grid[0]), **shape,
+        **blocks, **shape,
     )  # fmt: skip
     launch(
         gather_kernel, grid, w.logits, w.weights, w.nearness, w.bins, w.totals, w.ids, w.logit,
@@ -249,8 +229,8 @@ def sample(
     each = (_MOST.value // pairs["OWN"],)
     launch(rank_kernel, each, w.totals, w.ids, w.logit, w.weight, w.rank, w.above, **pairs)
     launch(
-        draw_kernel, (1,), settings, w.totals, w.ids, w.weight, w.rank, w.above, seen, token,
-        num_warps=8,
+        draw_kernel, (1,), settings, w.totals, w.ids, w.weight, w.rank, w.above, w.peaks, seen,
+        token, answer, num_warps=8, **blocks,
     )  # fmt: skip
 
 
@@ -259,12 +239,12 @@ def _power(n: int) -> int:
 
 
 def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
-    """Greedy, and sampling with and without a penalty."""
+    """With and without a penalty."""
     vocab = {"VOCAB": sizes.vocab_size}
     programs = triton.cdiv(sizes.vocab_size, _BLOCK.value)
     names = {
         **dict.fromkeys(("logits", "peaks", "out", "logit"), "*fp32"),
-        **dict.fromkeys(("firsts", "token", "bins", "ids", "rank"), "*i32"),
+        **dict.fromkeys(("token", "answer", "bins", "ids", "rank"), "*i32"),
         **dict.fromkeys(("weights", "totals", "weight", "above"), "*i64"),
         **{"settings": "*fp64", "seen": "*u8", "nearness": "*u8"},
     }
@@ -273,12 +253,11 @@ def configurations(arch: int, sizes: Sizes = R1) -> Iterator[Configuration]:
         free = [name for name in kernel.arg_names if name not in constants]
         return Configuration(kernel, {name: names[name] for name in free}, constants, warps, 2)
 
-    yield of(peak_kernel, **vocab)
-    yield of(best_kernel, PROGRAMS=programs, BLOCK=_power(programs))
     yield of(penalty_kernel, **vocab)
     yield of(penalty_kernel, seen=None, **vocab)
-    yield of(weigh_kernel, PROGRAMS=programs, BLOCK_PROGRAMS=_power(programs), **vocab)
+    blocks = {"PROGRAMS": programs, "BLOCK_PROGRAMS": _power(programs)}
+    yield of(weigh_kernel, **blocks, **vocab)
     yield of(gather_kernel, **vocab)
     yield of(rank_kernel, **_PAIRS)
-    yield of(draw_kernel, 8)
-    yield of(draw_kernel, 8, seen=None)
+    yield of(draw_kernel, 8, **blocks)
+    yield of(draw_kernel, 8, seen=None, **blocks)

@@ -14,7 +14,7 @@ from localr1.models.experts import MLP, Experts
 from localr1.models.gate import Gate
 from localr1.models.gqa import GQA
 from localr1.models.kv_cache import KVCache
-from localr1.models.linear import Linear, Weights
+from localr1.models.linear import Embedding, Linear, Weights
 from localr1.models.norm import RMSNorm
 from localr1.models.rope import Rope
 
@@ -30,6 +30,9 @@ class CpuParts:
 
     def linear(self, weight: QuantTensor) -> Linear:
         return Linear(weight)
+
+    def embedding(self, weight: QuantTensor, head: object) -> Embedding:
+        return Embedding(weight)
 
     def norm(self, weight: QuantTensor, eps: float) -> RMSNorm:
         return RMSNorm(weight, eps)

@@ -14,6 +14,7 @@ import torch
 from cpu_experts import ExpertBank, QuantTensor
 from localr1.gpu.activation import swiglu
 from localr1.gpu.activations import Activations, empty
+from localr1.gpu.driver import GpuError
 from localr1.gpu.failures import told
 from localr1.gpu.launch import architecture
 from localr1.gpu.linear import gated_gemv, linear, matmul
@@ -27,16 +28,27 @@ from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
 from localr1.models.cpu import CpuParts
 from localr1.models.dense_config import DenseConfig
+from localr1.models.gpu_embedding import GpuEmbedding
 from localr1.models.gpu_experts import RamExperts, RamMLP, Stage, VramExperts
 from localr1.models.gpu_gqa import GpuGQA
 from localr1.models.gpu_mla import GpuMLA
 from localr1.models.kv_cache import KVCache
-from localr1.models.linear import Weights, float_tensor
+from localr1.models.linear import Embedding, Weights, float_tensor
 from localr1.models.rope import Rope
 
 
 def _not_routed(name: str) -> bool:
     return "_exps." not in name
+
+
+def lies_whole(config: Config, on_gpu: Callable[[str], bool]) -> bool:
+    """Whether the GPU has all layers, so that nobody else computes; by the names of weights."""
+    dense = config.n_layers if isinstance(config, DenseConfig) else config.n_dense_layers
+    return all(
+        on_gpu(f"blk.{i}.attn_output.weight")
+        and on_gpu(f"blk.{i}.ffn_up{'' if i < dense else '_exps'}.weight")
+        for i in range(config.n_layers)
+    )
 
 
 class GpuParts:
@@ -85,6 +97,17 @@ class GpuParts:
 
     def linear(self, weight: QuantTensor) -> GpuLinear:
         return GpuLinear(self.upload(weight))
+
+    def embedding(self, weight: QuantTensor, head: GpuLinear | None) -> Embedding | GpuEmbedding:
+        """The GPU's, where it has all else and the driver lets it read RAM."""
+        if not lies_whole(self.config, self.on_gpu):
+            return Embedding(weight)
+        if head is not None:
+            return GpuEmbedding(head.weight, self.device)
+        try:
+            return GpuEmbedding.in_ram(weight, self.device)
+        except GpuError:
+            return Embedding(weight)
 
     def norm(self, weight: QuantTensor, eps: float) -> GpuNorm:
         return GpuNorm(float_tensor(weight).flatten().to(self.device), eps)

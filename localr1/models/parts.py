@@ -67,6 +67,12 @@ class Linear(Protocol):
     def __call__(self, x: Any) -> torch.Tensor: ...
 
 
+class Embedding(Protocol):
+    """Token ids -> float32 `[len(ids), hidden]`, in RAM or on the device."""
+
+    def __call__(self, ids: list[int]) -> torch.Tensor: ...
+
+
 class Parts(Protocol):
     """Makes a device's parts out of weights."""
 
@@ -75,6 +81,10 @@ class Parts(Protocol):
         ...
 
     def linear(self, weight: QuantTensor) -> Linear: ...
+
+    def embedding(self, weight: QuantTensor, head: Any) -> Embedding:
+        """`head` is the part that was made of the same weight, or None."""
+        ...
 
     def norm(self, weight: QuantTensor, eps: float) -> Norm: ...
 
@@ -93,7 +103,7 @@ class Parts(Protocol):
     def new_cache(self, context: int) -> KVCache: ...
 
     def hidden(self, rows: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Tokens `[T, hidden]` that come to the device, float32 in RAM, as a residual stream there:
+        """Tokens `[T, hidden]` that come to the device, float32, as a residual stream there:
         embedded ones, or what the layers before made of them. They come behind the cache's
         committed ones.
         """

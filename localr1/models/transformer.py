@@ -20,7 +20,7 @@ from localr1.models.cpu import CpuParts
 from localr1.models.deepseek import MoE, ffn_bank
 from localr1.models.dense_config import DenseConfig
 from localr1.models.kv_cache import KVCache
-from localr1.models.linear import Embedding, Weights
+from localr1.models.linear import Weights
 from localr1.models.parts import Parts, Routed
 
 
@@ -79,13 +79,14 @@ class Transformer:
     ) -> None:
         self.config = config
         self.parts: Parts = CpuParts(config, context) if parts is None else parts
-        self.token_embd = Embedding(weights["token_embd.weight"])
         layers = range(config.n_layers)
         self.blk = [Block(config, weights, i, self.parts.of_layer(i)) for i in layers]
         self.cpu_layers = sum(isinstance(block.parts, CpuParts) for block in self.blk)
         self.output_norm = self.parts.norm(weights["output_norm.weight"], config.rms_norm_eps)
         tied = "output.weight" not in weights
-        self.output = self.parts.linear(weights["token_embd.weight" if tied else "output.weight"])
+        embedding = weights["token_embd.weight"]
+        self.output = self.parts.linear(embedding if tied else weights["output.weight"])
+        self.token_embd = self.parts.embedding(embedding, self.output if tied else None)
 
     def new_cache(self, context: int) -> KVCache:
         """An empty cache for `context` tokens."""

@@ -85,7 +85,9 @@ def test_nothing_is_launched_that_was_not_compiled(
     for on_gpu in PLACES.values():
         arch = run(config, source, on_gpu, cache)
     formats = formats_of(config, source, source.names())
-    compiled = {told(made) for made in kernels(arch, config, *formats, cache == IN_8_BITS)}
+    compiled = {
+        told(made) for made in kernels(arch, config, *formats, eight_bit=cache == IN_8_BITS)
+    }
     assert launched and not sorted(launched - compiled)
 
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from localr1.engine import halves
+from localr1.engine.ahead import DecodeAhead
 from localr1.engine.cpu_graph import CpuGraph
 from localr1.engine.graph import DecodeGraph
 from localr1.models import inventory
 from localr1.models.cache_layout import CACHES
 from localr1.models.gpu import GpuParts
+from localr1.models.gpu_embedding import GpuEmbedding
 from localr1.models.kv_cache import KVCache
 from localr1.models.source import Source, open_source, read_config
 from localr1.models.transformer import Transformer
@@ -176,12 +178,19 @@ def behind(model: Transformer, cache: KVCache, ids: list[int]) -> torch.Tensor:
     return model.head(hidden, last=1).cpu()
 
 
+def graph_of(model: Transformer, parts: GpuParts, cache: KVCache) -> DecodeGraph | DecodeAhead:
+    """What the runner takes."""
+    if isinstance(model.token_embd, GpuEmbedding):
+        return DecodeAhead(model, model.token_embd, parts, cache)
+    return DecodeGraph(model, parts, cache)
+
+
 def both_ways(source: Source, place: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits behind tokens that a graph runs, and its eager twin."""
     parts = GpuParts(read_config(source), CONTEXT, DEVICE, PLACES[place], cache=kind)
     model = Transformer(read_config(source), source, CONTEXT, parts)
     cache = model.new_cache(CONTEXT)
-    graph, found = DecodeGraph(model, parts, cache), []
+    graph, found = graph_of(model, parts, cache), []
     try:
         for step in (graph.step, lambda token: model.head(list(model.layers([token], cache))[-1])):
             cache.truncate(0)
@@ -189,7 +198,8 @@ def both_ways(source: Source, place: str, kind: str) -> tuple[torch.Tensor, torc
                 found.append(step(token).cpu())
                 cache.commit(1)
     finally:
-        graph.close()
+        if isinstance(graph, DecodeGraph):
+            graph.close()
     return torch.cat(found[: len(IDS)]), torch.cat(found[len(IDS) :])
 
 

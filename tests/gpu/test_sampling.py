@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from localr1.engine.sampler import Sampler, SamplingParams
-from localr1.gpu.sampling import UNSETTLED, Workspace, greedy, sample
+from localr1.gpu.sampling import UNSETTLED, Workspace, sample
 
 RNG = np.random.default_rng(0)
 
@@ -39,7 +39,10 @@ class Draws:
         values = [p.temperature, p.top_p, p.min_p, p.top_k, p.repetition_penalty, uniform]
         settings = torch.tensor(values, dtype=torch.float64, device=self.device)
         token = torch.full((1,), -9, dtype=torch.int32, device=self.device)
-        sample(torch.from_numpy(logits).to(self.device), settings, self.seen, self.work, token)
+        again = torch.empty_like(token)
+        on_device = torch.from_numpy(logits).to(self.device)
+        sample(on_device, settings, self.seen, self.work, token, again)
+        assert int(again) == int(token)
         return int(token)
 
     def cpu_token(self, logits: np.ndarray, uniform: float) -> int:
@@ -115,13 +118,3 @@ def test_a_flat_distribution_is_not_settled(device: str) -> None:
     assert draws.seen is not None and int(draws.seen.sum()) == 1
     tokens = [Draws(5000, device, top_k=4).device_token(flat, u) for u in (0.0, 0.6)]
     assert tokens == [UNSETTLED, UNSETTLED]  # 5,000 equal ones are more than the candidates
-
-
-def test_greedy_takes_the_first_of_the_largest(device: str) -> None:
-    logits = torch.randn(3, 4000)
-    logits[0, [3999, 70, 1500]] = 9.0
-    logits[1] = -2.5
-    logits[2, 2047] = 8.0
-    token = torch.full((3,), -9, dtype=torch.int32, device=device)
-    greedy(logits.to(device), token)
-    assert token.tolist() == [70, 0, 2047]
