@@ -76,8 +76,8 @@ def planned(stock: Inventory, gpu: Gpu | None, found: Hardware, context: int) ->
 
 
 def _plan(stock: Inventory, found: Hardware, context: int) -> Placement:
-    """With weights in huge pages, as here."""
-    return plan(stock.weights, found, context, stock.demands, owned=True)
+    """With weights in huge pages, as here, and on the GPU even where the CPU is quicker."""
+    return plan(stock.weights, found, context, stock.demands, prefer_gpu=True, owned=True)
 
 
 def _with_free(found: Hardware, free: int) -> Hardware:

@@ -232,6 +232,7 @@ class _Problem:
             linear_bytes=o.linear[ram] - o.linear[gpu],
             disk_bytes=o.read[-1] - o.read[ram],
             gpu_layers=layers,
+            routed=bool(o.routed[-1]),
             cpu_layers=self.n_layers - layers,
             handoffs=max(0, layers - int(o.ffns[gpu])),
             decode_operations=self.demands.decode_operations,

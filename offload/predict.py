@@ -27,9 +27,10 @@ PREFILL_LAYER_SECONDS = 12.5e-3  # of a layer and prompt on the CPU
 
 # Measured on an H100 in the shapes of R1 and a 7B, Q4_K_M (docs/log.md); of slower memory it should
 # be more.
-GPU_SHARE = 0.72
-GPU_LAYER_SECONDS = 18e-6  # norms, routing, attention over a short cache
-HANDOFF_SECONDS = 7.7e-6  # question and answer through the mailbox
+GPU_SHARE = 0.84
+GPU_LAYER_SECONDS = 14e-6  # norms, attention over a short cache
+GPU_ROUTED_SECONDS = 45e-6  # the same where experts are routed, and attention is over latents
+HANDOFF_SECONDS = 10e-6  # question and answer through the mailbox
 GPU_OPERATIONS_PER_BYTE = 40.0  # arithmetic that a card does while it reads a byte of VRAM
 
 # In huge pages: bytes/second that a core's arithmetic costs beside the reading.
@@ -67,6 +68,7 @@ class Traffic:
     linear_bytes: float  # the part of ram_bytes that is attention and head
     disk_bytes: float
     gpu_layers: int  # layers whose attention runs there
+    routed: bool  # whether the model has routed experts
     cpu_layers: int
     handoffs: int  # layers that begin on the GPU and end on the CPU
     decode_operations: int  # of one query with one key in one layer
@@ -146,11 +148,15 @@ def _decode_seconds(t: Traffic, hardware: Hardware, gpu: Gpu | None, reading: fl
         + _seconds(t.disk_bytes, hardware.disk_bandwidth * DISK_SHARE)
         + _seconds(attention, hardware.int8_ops * shares.decode_attention)
         + t.cpu_layers * CPU_LAYER_SECONDS
-        + t.gpu_layers * GPU_LAYER_SECONDS
+        + t.gpu_layers * _gpu_layer_seconds(t)
         + t.handoffs * HANDOFF_SECONDS
         + (CHANGE_SECONDS if t.cpu_layers and t.gpu_layers else 0.0)
         + CPU_TOKEN_SECONDS
     )
+
+
+def _gpu_layer_seconds(t: Traffic) -> float:
+    return GPU_ROUTED_SECONDS if t.routed else GPU_LAYER_SECONDS
 
 
 def _prompt_seconds(
@@ -174,5 +180,5 @@ def _prompt_seconds(
         "GPU arithmetic": on_gpu,
         "disk bandwidth": _seconds(t.prompt_disk_bytes, hardware.disk_bandwidth),
     }
-    fixed = t.cpu_layers * PREFILL_LAYER_SECONDS + t.gpu_layers * GPU_LAYER_SECONDS
+    fixed = t.cpu_layers * PREFILL_LAYER_SECONDS + t.gpu_layers * _gpu_layer_seconds(t)
     return sum(parts.values()) + fixed + CPU_TOKEN_SECONDS, max(parts, key=lambda n: parts[n])

@@ -14,9 +14,9 @@ from offload.predict import PROMPT, Traffic, predict, prompt_cost
 GIB = 1 << 30
 NOTHING = Traffic(
     gpu_bytes=0, gpu_hidden_bytes=0, ram_bytes=0, linear_bytes=0, disk_bytes=0, gpu_layers=0,
-    cpu_layers=0, handoffs=0, decode_operations=0, prompt_operations=0, prompt_ram_bytes=0,
-    prompt_gpu_bytes=0, prompt_disk_bytes=0, cpu_operations=0, gpu_operations=0, stored_bytes=0,
-    uploaded_bytes=0,
+    routed=False, cpu_layers=0, handoffs=0, decode_operations=0, prompt_operations=0,
+    prompt_ram_bytes=0, prompt_gpu_bytes=0, prompt_disk_bytes=0, cpu_operations=0,
+    gpu_operations=0, stored_bytes=0, uploaded_bytes=0,
 )  # fmt: skip
 
 
@@ -85,7 +85,8 @@ traffics = st.builds(
     Traffic,
     gpu_bytes=amounts, gpu_hidden_bytes=amounts, ram_bytes=amounts,
     linear_bytes=st.just(0.0), disk_bytes=amounts,
-    gpu_layers=st.integers(0, 100), cpu_layers=st.integers(0, 100), handoffs=st.integers(0, 100),
+    gpu_layers=st.integers(0, 100), routed=st.booleans(),
+    cpu_layers=st.integers(0, 100), handoffs=st.integers(0, 100),
     decode_operations=st.integers(0, 1 << 20), prompt_operations=st.integers(0, 1 << 20),
     prompt_ram_bytes=amounts, prompt_gpu_bytes=amounts, prompt_disk_bytes=amounts,
     cpu_operations=amounts, gpu_operations=amounts, stored_bytes=st.integers(0, 10**13),
