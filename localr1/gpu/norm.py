@@ -58,7 +58,7 @@ def rms_norm(
     """`x` float32 `[T, n]`, its rows any distance apart -> `out` `[T, n]`, made float32 if not
     given, and `integers` if that is.
 
-    `add` float32 `[T, n]` is summed into `x` first, in place.
+    `add` float32 `[T, n]` is summed into `x` first, in place; it may be `out`.
     """
     n_tokens, width = x.shape
     if out is None:

@@ -165,13 +165,18 @@ class GpuLinear:
 
 
 class GpuNorm:
-    """RMSNorm; the addend may lie in pinned memory."""
+    """RMSNorm; the addend may lie in pinned memory. Of a prompt its memory becomes the answer's: so
+    there is one such piece of memory, and no smaller ones are cut out of it between two.
+    """
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight, self.eps = weight, eps
 
     def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> Activations:
-        made = empty(len(x), x.shape[1], x.device) if len(x) <= FEW else None
+        if len(x) > FEW:
+            out = add if add is not None and add.device == x.device else None
+            return Activations(rms_norm(x, self.weight, self.eps, add, out))
+        made = empty(len(x), x.shape[1], x.device)
         return Activations(rms_norm(x, self.weight, self.eps, add, integers=made), made)
 
 

@@ -193,8 +193,8 @@ def demands(config: Config) -> Demands:
 def _latent(c: ModelConfig) -> Demands:
     """MLA: the cache holds one latent a layer and token.
 
-    A GPU holds a prompt's hidden states and, for half of it (engine/halves.py), their norms and the
-    experts' answers, in float32.
+    A GPU holds a prompt's hidden states beside their norms, which take the place of the experts'
+    answers, in float32.
     Activations of the CPU by token, in attention (attention.py), where they are most: the hidden
     states three times, queries, their rotated part and all heads' values, in float32; int8 forms of
     one input in two terms; the kernels' workspace, which holds two terms of the widest product.
