@@ -70,12 +70,18 @@ class Demands:
     cache_gpu_8bit: int  # the same where 8 bits a value were asked for
     cache_ram: int  # the same on the CPU
     gpu_per_token: int  # activations of a prompt's token on a GPU
+    halved_from: int  # tokens of a prompt of which only a half at a time is beside hidden states
     gpu_piece: int  # what the part that needs most makes there of a piece of a prompt
     ram_per_token: int  # activations of a prompt's token where attention runs on the CPU
     hybrid_per_token: int  # the same where only experts run there
     absorbed_per_token: int  # of the first ones, in the form of attention that short prompts take
     decode_operations: int  # of one query with one key in one layer, all heads; float
     prompt_operations: int  # the same in the form that prompts take
+
+    def prompt_on_gpu(self, tokens: int) -> int:
+        """Activations of a prompt of up to so many tokens: hidden states beside as much again."""
+        whole = min(tokens, self.halved_from - 1)
+        return self.gpu_per_token * max(whole, tokens * 3 // 4)
 
     def in_8_bits(self) -> Demands:
         """With a GPU's cache in 8 bits a value."""

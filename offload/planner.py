@@ -128,7 +128,7 @@ class _Problem:
             return []
         cache = self.demands.cache_gpu * layers * context
         work = GPU_WORKSPACE + self.demands.gpu_piece
-        work += self.demands.gpu_per_token * min(context, CHUNK)
+        work += self.demands.prompt_on_gpu(min(context, CHUNK))
         return [
             Item(self.demands.cache_name, cache),
             Item("workspace", work),

@@ -120,10 +120,10 @@ def test_an_8bit_cache_is_smaller(say: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_8bit_cache_is_named_where_it_helps(say: Any) -> None:
     words = ("r1-distill-7b:Q4_K_M", "--vram", "6", "--ram", "8", "--context", "128k")
     short = " ".join(say(*words)[1].split())
-    assert "(131,072 would not fit; --cache 8bit makes room for 102,912)" in short
+    assert "(131,072 would not fit; --cache 8bit makes room for 110,848)" in short
     other = json.loads(say(*words, "--json")[1])["alternatives"][0]
-    assert (other["cache"], other["context"]) == ("8bit", 102_912)
-    assert "with a context of 102,912 tokens" in say(*words, "--cache", "8bit")[1]
+    assert (other["cache"], other["context"]) == ("8bit", 110_848)
+    assert "with a context of 110,848 tokens" in say(*words, "--cache", "8bit")[1]
     _, out, _ = say("r1-distill-7b", "--vram", "0", "--ram", "16", "--cache", "8bit")
     assert "on the CPU the cache is kept in 32 bits" in out
 
@@ -133,12 +133,12 @@ def test_layers_on_the_cpu_are_named(say: Any) -> None:
     code, out, _ = say(*words)
     said = " ".join(out.partition("\n\n")[0].split())
     assert code == 0
-    assert said.endswith("layers 0-43 on the CPU (--cache 8bit leaves layers 0-41 there).")
+    assert said.endswith("layers 0-41 on the CPU (--cache 8bit leaves layers 0-38 there).")
     gpu, ram = re.search(r"^  (layers \S+) +(layers \S+)$", out, re.MULTILINE).groups()
-    assert (gpu, ram) == ("layers 44-47", "layers 0-43")
+    assert (gpu, ram) == ("layers 42-47", "layers 0-41")
     assert json.loads(say(*words, "--json")[1])["cpu_layers"] == 44
     _, why, _ = say(*words, "--explain", "blk.3.attn_q.weight")
-    assert "the CPU runs layers 0-43 as a whole" in " ".join(why.split())
+    assert "the CPU runs layers 0-41 as a whole" in " ".join(why.split())
     assert json.loads(say("r1-distill-14b", "--vram", "8", "--json")[1])["cpu_layers"] == 0
 
 

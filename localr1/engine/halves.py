@@ -11,21 +11,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+from localr1.gpu.sizes import halved_from
 from localr1.models.architecture import Config
-from localr1.models.config import ModelConfig
 from localr1.models.kv_cache import KVCache
 from localr1.models.transformer import Hidden, Transformer
-
-_LONG = 4096  # tokens of which halves still fill the GPU's kernels
-_FULL = 512  # tokens of an expert, of which halves still fill its
 
 
 def halves(n_tokens: int, config: Config) -> list[int]:
     """The sizes of the pieces in which a prompt is read."""
-    met = float(n_tokens)
-    if isinstance(config, ModelConfig):
-        met *= config.n_experts_per_tok / config.n_routed_experts
-    if n_tokens < _LONG or met < _FULL:
+    if n_tokens < halved_from(config):
         return [n_tokens]
     return [n_tokens // 2, n_tokens - n_tokens // 2]
 

@@ -93,6 +93,7 @@ class LlamaModel:
             cache_gpu_8bit=self.cache_bytes,
             cache_ram=self.cache_bytes,
             gpu_per_token=0,
+            halved_from=1,
             gpu_piece=_GPU_BUFFERS,
             ram_per_token=4 * CPU_BATCH * (self.heads + 1) if scores else 0,
             hybrid_per_token=0,

@@ -113,6 +113,7 @@ def attend(
             scale * LOG2_E, num_warps=tile.num_warps, num_stages=tile.num_stages,
             BEGINS=first == 0, ENDS=first + len(rows) == end, **constants,
         )  # fmt: skip
+        del rows, keys, values  # their memory is the next ones'
     return out
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 PIECE = 1024  # tokens of a prompt that a part takes at a time: 230 MB in R1's dense layers
-KEYS_BYTES = 256 << 20  # of keys and values that latent attention makes of latents at a time
+KEYS_BYTES = 128 << 20  # of keys and values that latent attention makes of latents at a time
+_LONG = 4096  # tokens of which halves still fill the GPU's kernels
+_FULL = 512  # tokens of an expert, of which halves still fill its
 
 
 class Sizes(Protocol):
@@ -87,6 +89,14 @@ AnySizes = LatentSizes | GroupedSizes
 def experts_per_token(sizes: AnySizes) -> int:
     """How many experts a token asks for; a dense FFN is the only expert of its layer."""
     return 1 if isinstance(sizes, GroupedSizes) else sizes.n_experts_per_tok
+
+
+def halved_from(sizes: AnySizes) -> int:
+    """Tokens of a prompt from which on it is read in halves side by side (engine/halves.py): that
+    each is many for the GPU's kernels, and for an expert's.
+    """
+    experts = 1 if isinstance(sizes, GroupedSizes) else sizes.n_routed_experts
+    return max(_LONG, _FULL * experts // experts_per_token(sizes))
 
 
 def ffn_widths(sizes: AnySizes) -> set[int]:

@@ -43,33 +43,34 @@ class Posted(NamedTuple):
 class Copied(NamedTuple):
     """A question whose copies to RAM are on their way: the CPU computes when it is waited for."""
 
-    bank: ExpertBank
-    dense: bool
-    question: tuple[torch.Tensor, ...]
-    answer: torch.Tensor
+    stage: Stage
+    layer: int
+    n_tokens: int
+    memory: tuple[torch.Tensor, ...]  # the stage's, for the question and its answer
     arrived: torch.cuda.Event | None
-    device: torch.device
 
     def wait(self) -> torch.Tensor:
         if self.arrived is not None:
             self.arrived.synchronize()
-        x, ids, weights = (part.numpy() for part in self.question)
-        answer = self.answer.numpy()
-        if self.dense:
+        bank, parts = self.stage.banks[self.layer], [part[: self.n_tokens] for part in self.memory]
+        assert bank is not None
+        x, ids, weights, answer = (part.numpy() for part in parts)
+        if self.layer in self.stage.dense:
             for first in range(0, len(x), _DENSE_PIECE):
                 piece = slice(first, first + _DENSE_PIECE)
-                feed_forward(x[piece], self.bank, answer[piece])
+                feed_forward(x[piece], bank, answer[piece])
         else:
-            moe_forward(x, ids, weights, self.bank, answer)
-        return self.answer.to(self.device, non_blocking=True, copy=True)
+            moe_forward(x, ids, weights, bank, answer)
+        self.stage.spare.append(self.memory)
+        return parts[-1].to(self.stage.device, non_blocking=True, copy=True)
 
 
 class Stage:
     """The way from the GPU to the experts in RAM and back.
 
-    Through the mailbox of `handoff` where there is one, else through two pieces of pinned memory in
-    turn, as large as the largest question so far: two questions may be on their way. Work of one
-    CUDA stream keeps its order, so what is written there next does not overtake what is still read.
+    Through the mailbox of `handoff` where there is one, else through pinned memory, as much as so
+    many questions needed as were on their way at once. An answered one leaves it to the next: work
+    of one CUDA stream keeps its order, so what is written there does not overtake what is read.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -78,7 +79,7 @@ class Stage:
         self.banks: list[ExpertBank | None] = [None] * config.n_layers
         self.dense: set[int] = set()  # layers whose bank is a dense FFN
         self.handoff: Handoff | None = None
-        self._memory: list[tuple[torch.Tensor, ...]] = [(), ()]
+        self.spare: list[tuple[torch.Tensor, ...]] = []  # for a question and its answer each
         self._only = only_expert(FEW, self.top_k, device)  # graphs read it as long as we live
 
     def ask(
@@ -88,15 +89,13 @@ class Stage:
         if self.handoff is not None:
             self.handoff.post(layer, normed, ids, weights)
             return Posted(self.handoff, len(normed))
-        bank = self.banks[layer]
-        assert bank is not None
-        *copies, answer = self._part(normed, ids, weights)
-        for copy, part in zip(copies, (normed, ids, weights), strict=True):
-            copy.copy_(part, non_blocking=True)
+        memory = self._memory(normed, ids, weights)
+        for copy, part in zip(memory, (normed, ids, weights), strict=False):
+            copy[: len(part)].copy_(part, non_blocking=True)
         arrived = torch.cuda.Event(blocking=True) if normed.is_cuda else None
         if arrived is not None:
             arrived.record()
-        return Copied(bank, layer in self.dense, tuple(copies), answer, arrived, self.device)
+        return Copied(self, layer, len(normed), memory, arrived)
 
     def only_expert(self, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The choice of tokens that all take a dense FFN: see experts.only_expert."""
@@ -105,19 +104,17 @@ class Stage:
         ids, weights = self._only
         return ids[:n_tokens], weights[:n_tokens]
 
-    def _part(self, *question: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Memory for a question and its answer."""
-        n_tokens = len(question[0])
-        memory = self._memory.pop(0)
-        if not memory or len(memory[0]) < n_tokens:
-            del memory  # before the larger one is made
-            pinned = self.device.type == "cuda"
-            memory = tuple(
-                torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
-                for part in (*question, question[0])
-            )
-        self._memory.append(memory)
-        return tuple(part[:n_tokens] for part in memory)
+    def _memory(self, *question: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """For a question and its answer, or for more tokens."""
+        memory = self.spare.pop() if self.spare else ()
+        if memory and len(memory[0]) >= len(question[0]):
+            return memory
+        del memory  # before the larger one is made
+        pinned = self.device.type == "cuda"
+        return tuple(
+            torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
+            for part in (*question, question[0])
+        )
 
     def open_mailbox(self) -> Handoff:
         """Start the thread that answers the GPU; `handoff` says when it is asked."""

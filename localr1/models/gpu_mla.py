@@ -54,13 +54,15 @@ class GpuMLA:
             linear(attended, self.output, out=x, add=x)
             return
         for first in range(0, len(normed), PIECE):
-            piece, start = slice(first, first + PIECE), cache.length + first
-            self.parts.position.fill_(start)
-            queries, rotated = self._rotated(
-                Activations(normed.values[piece]), cache, torch.bfloat16
-            )
-            values = self._expanded(queries.values, rotated, cache, start)
-            linear(values.flatten(1), self.output, out=x[piece], add=x[piece])
+            piece = slice(first, first + PIECE)
+            self._read(normed.values[piece], x[piece], cache, cache.length + first)
+
+    def _read(self, normed: torch.Tensor, x: torch.Tensor, cache: KVCache, start: int) -> None:
+        """A piece of a prompt, behind `start` tokens; its memory is free for the next one."""
+        self.parts.position.fill_(start)
+        queries, rotated = self._rotated(Activations(normed), cache, torch.bfloat16)
+        values = self._expanded(queries.values, rotated, cache, start)
+        linear(values.flatten(1), self.output, out=x, add=x)
 
     def _projected(self, normed: Activations) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries `[T, heads * (nope + rope)]` and latents with their keys `[T, rank + rope]`."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localr1.errors import Unsupported
-from localr1.gpu.sizes import KEYS_BYTES, PIECE
+from localr1.gpu.sizes import KEYS_BYTES, PIECE, halved_from
 from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
@@ -213,6 +213,7 @@ def _latent(c: ModelConfig) -> Demands:
         cache_gpu_8bit=cache_layout.on_gpu(c, cache_layout.IN_8_BITS).nbytes,
         cache_ram=cache_layout.on_cpu(c).nbytes,
         gpu_per_token=8 * hidden,
+        halved_from=halved_from(c),
         gpu_piece=max(_latent_piece(c), _ffn_piece(c.intermediate_size)),
         ram_per_token=lives + wide,
         hybrid_per_token=12 * hidden + pairs,
@@ -235,6 +236,7 @@ def _grouped(c: DenseConfig) -> Demands:
         cache_gpu_8bit=cache_layout.on_gpu(c, cache_layout.IN_8_BITS).nbytes,
         cache_ram=cache_layout.on_cpu(c).nbytes,
         gpu_per_token=8 * c.hidden_size,
+        halved_from=halved_from(c),
         gpu_piece=_ffn_piece(c.intermediate_size),
         ram_per_token=per_token,
         hybrid_per_token=12 * c.hidden_size + 5 * c.intermediate_size // 4,

@@ -45,7 +45,8 @@ def least_vram() -> int:
     low, high, found = 0, 1 << 36, hardware()
     while high - low > 1 << 18:
         middle = (low + high) // 2
-        placed = plan(stock.weights, with_room(found, None, middle), 2048, stock.demands)
+        machine = with_room(found, None, middle)
+        placed = plan(stock.weights, machine, 2048, stock.demands, prefer_gpu=True)
         enough = placed.gpu and not placed.cpu_layers
         low, high = (low, middle) if enough else (middle, high)
     return high

@@ -84,9 +84,8 @@ def test_halves_side_by_side_are_the_whole(
     parts = GpuParts(config, CONTEXT, DEVICE, PLACES[place])
     model = Transformer(config, source, CONTEXT, parts)
     found = []
-    monkeypatch.setattr(halves, "_FULL", 1)
-    for long in (4096, 8):
-        monkeypatch.setattr(halves, "_LONG", long)
+    for least in (4096, 8):
+        monkeypatch.setattr(halves, "halved_from", lambda config, least=least: least)
         cache = model.new_cache(CONTEXT)
         *_, hidden = halves.read(model, ids, cache)
         rows = [cache.of(layer)[0][:21].cpu().float() for layer in range(config.n_layers)]

@@ -37,7 +37,7 @@ def test_a_context_that_shrank_can_be_longer() -> None:
 
 
 def test_a_gpu_without_room_can_have_some() -> None:
-    found, roomier = planned(stock_of("deepseek-r1"), 4.4, 512, 131_072)
+    found, roomier = planned(stock_of("deepseek-r1"), 3.8, 512, 131_072)
     assert not found.gpu and found.context == 131_072
     assert roomier is not None and roomier.gpu and roomier.context == 131_072
 
