@@ -136,7 +136,7 @@ def test_layers_on_the_cpu_are_named(say: Any) -> None:
     assert said.endswith("layers 0-41 on the CPU (--cache 8bit leaves layers 0-38 there).")
     gpu, ram = re.search(r"^  (layers \S+) +(layers \S+)$", out, re.MULTILINE).groups()
     assert (gpu, ram) == ("layers 42-47", "layers 0-41")
-    assert json.loads(say(*words, "--json")[1])["cpu_layers"] == 44
+    assert json.loads(say(*words, "--json")[1])["cpu_layers"] == 42
     _, why, _ = say(*words, "--explain", "blk.3.attn_q.weight")
     assert "the CPU runs layers 0-41 as a whole" in " ".join(why.split())
     assert json.loads(say("r1-distill-14b", "--vram", "8", "--json")[1])["cpu_layers"] == 0
