@@ -82,7 +82,9 @@ Choose = Callable[[int], int]
 
 
 @pytest.mark.parametrize(
-    "taken", [lambda n: n, lambda n: (n + 1) % 64, lambda n: n if n % 2 else 7], ids=str
+    "taken",
+    [lambda n: n, lambda n: (n + 1) % 64, lambda n: n if n % 2 else 7],
+    ids=["as drawn", "another one", "now and then"],
 )
 def test_every_token_is_its_eager_twin(runner: GpuRunner, taken: Choose) -> None:
     """Whether the token that was begun is the one that is wanted, another one, or now and then."""
