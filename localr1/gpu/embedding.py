@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -80,6 +81,8 @@ def register(tensor: torch.Tensor, owner: object) -> None:
     """
     problem = _runtime().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
     if int(problem):
+        with suppress(RuntimeError):  # torch tells the problem again behind its next kernel
+            torch.zeros(1, device="cuda")
         raise GpuError(f"the GPU cannot read RAM by itself: {problem}")
     weakref.finalize(owner, _unregister, tensor).atexit = False
 

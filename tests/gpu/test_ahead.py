@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from cpu_experts import QuantTensor
 from localr1.engine.ahead import DecodeAhead
 from localr1.engine.gpu_draw import GpuDraw
 from localr1.engine.gpu_runner import GpuRunner
 from localr1.engine.sampler import Sampler, SamplingParams
 from localr1.errors import BadFile
+from localr1.gpu.driver import GpuError
 from localr1.gpu.embedding import embed
 from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.sampling import UNSETTLED
 from localr1.models.gpu import GpuParts
 from localr1.models.gpu_embedding import GpuEmbedding
+from localr1.models.linear import Embedding
 from localr1.models.source import open_source, read_config
 from localr1.models.transformer import Transformer
 from tests import toy_dense
@@ -139,3 +142,18 @@ def test_what_the_gpu_did_not_settle_is_not_gone_on_with(
     found = runner.step(token).cpu().clone()
     runner.rest()
     assert torch.equal(found, eager(runner, token))
+
+
+def test_where_the_driver_refuses_the_cpu_embeds(
+    model_file: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(weight: QuantTensor, device: torch.device) -> GpuEmbedding:
+        raise GpuError("the GPU cannot read RAM by itself")
+
+    monkeypatch.setattr(GpuEmbedding, "in_ram", refuse)
+    source = open_source(model_file)
+    config = read_config(source)
+    parts = GpuParts(config, CONTEXT, device, lambda name: True)
+    model = Transformer(config, source, CONTEXT, parts)
+    assert isinstance(model.token_embd, GpuEmbedding) == config.tied
+    assert isinstance(model.token_embd, Embedding) != config.tied
