@@ -40,4 +40,4 @@ def test_plan_tells_which_layers_the_cpu_runs() -> None:
     session = Session(llm)
     chat = Chat(session, Saver(session, "r1-distill-14b"), said.append, load=lambda name: session)
     dispatch(chat, "/plan")
-    assert said[-2] == "  the CPU runs layers 0-43, the GPU the others"
+    assert said[-2] == "  the CPU runs layers 0-41, the GPU the others"

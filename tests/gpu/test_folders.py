@@ -62,7 +62,7 @@ def test_only_what_the_cpu_reads_comes_into_ram(family: str, device: str, tmp_pa
     for name in source.names():
         same = weights[name].parts[0].ctypes.data == source[name].parts[0].ctypes.data
         assert same is (found.tier(name) is Tier.GPU)
-    load._release(source, found)
+    load._release(source, found, embedding=False)
     behind = []
     for each in (weights, open_source(path)):
         config = read_config(source)
