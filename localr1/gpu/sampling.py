@@ -30,6 +30,7 @@ UNSETTLED, NOT_FINITE = -1, -2
 SETTINGS = ("temperature", "top_p", "min_p", "top_k", "repetition_penalty", "uniform")
 
 _TEMPERATURE, _TOP_P, _MIN_P, _TOP_K, _PENALTY, _UNIFORM = map(tl.constexpr, range(6))
+_UNSETTLED, _NOT_FINITE = tl.constexpr(UNSETTLED), tl.constexpr(NOT_FINITE)
 _ONE = tl.constexpr(2.0**45)  # weight 1: 2**17 of them, more than a vocabulary, fit an int64
 _BLOCK = tl.constexpr(1024)  # logits of one program
 _MOST = tl.constexpr(4096)  # candidates
@@ -189,9 +190,9 @@ def draw_kernel(
     drawn = reached & (place == tl.min(tl.where(reached, place, _MOST), 0))
     settled = (closed | everything) & (tl.max(drawn.to(tl.int32), 0) > 0) & (peak < float("inf"))
     found = tl.sum(tl.where(drawn, tl.load(ids + at, mask=inside, other=0), 0), 0)
-    found_or_why = tl.where(settled, found, tl.where(peak < float("inf"), -1, -2))
-    tl.store(token, found_or_why)
-    tl.store(answer, found_or_why)
+    why_not = tl.where(peak < float("inf"), _UNSETTLED, _NOT_FINITE)
+    tl.store(token, tl.where(settled, found, why_not))
+    tl.store(answer, tl.where(settled, found, why_not))
     if seen is not None:
         tl.store(seen + found, (settled | (tl.load(seen + found) != 0)).to(tl.uint8))
 

@@ -51,7 +51,7 @@ class Routed(Protocol):
     """Experts at work."""
 
     def wait(self) -> torch.Tensor:
-        """Their weighted sum, `[T, hidden]`."""
+        """Their weighted sum, `[T, hidden]`. Asked for once: then others take their memory."""
         ...
 
 
