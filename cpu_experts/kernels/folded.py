@@ -5,6 +5,10 @@ vnni.py does, is half of the work. Here all that a sub-block's values can be, ti
 the bytes of a table in a register. VPSHUFB looks the weights up, and a superblock is four VPDPBUSD
 into one register. A table serves the sub-blocks that have the same place in four vectors: its index
 is a value and the number of the vector.
+
+Four vectors of weights come out of the same 64 bytes, each of 32 values of either half of the
+superblock. So that no load need repeat 32 bytes (a shuffle, which bound a Zen 4), activations are
+packed in that order.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ from cpu_experts.vectors import (
     dot_bytes,
     load,
     load_floats,
+    load_halves,
+    store,
     store_floats,
     sum_floats,
     zero,
@@ -43,25 +49,31 @@ from cpu_experts.vectors import (
 _STEP = 8  # superblocks of a stream's turn: they are short
 # From the unknown place on: lane orders, factors of a superblock, what is packed of activations.
 _FACTORS, _ALL_PACKED = 64, 128
-_SCALE, _PACKED = 32, 64  # of a superblock: where its scale is, behind the sums, and bytes
+# Of a superblock: where its scale is, behind the sums, then its activations, and bytes.
+_SCALE, _ACTS, _PACKED = 32, 64, 320
 
 
 @inner
-def dot_bytes_of(unpacked, start, q):
-    """`start` plus the products of four vectors of weights with 256 activations."""
-    total = dot_bytes(start, unpacked[0], load(q))
-    total = dot_bytes(total, unpacked[1], load(q + 64))
-    total = dot_bytes(total, unpacked[2], load(q + 128))
-    return dot_bytes(total, unpacked[3], load(q + 192))
+def dot_bytes_of(unpacked, start, packed):
+    """`start` plus the products of four vectors of weights with 256 packed activations."""
+    total = dot_bytes(start, unpacked[0], load(packed + _ACTS))
+    total = dot_bytes(total, unpacked[1], load(packed + _ACTS + 64))
+    total = dot_bytes(total, unpacked[2], load(packed + _ACTS + 128))
+    return dot_bytes(total, unpacked[3], load(packed + _ACTS + 192))
 
 
 @inner
 def _pack(make, act, cols, packed):
-    """For each superblock of an activation: what `make` makes of its sums of 16, and its scale."""
+    """For each superblock of an activation: what `make` makes of its sums of 16, its scale, and its
+    values, 32 of either half in turn.
+    """
     source, scales = act + sums16_offset(cols, 256), act + scales_offset(cols)
     for b in range(cols // 256):
-        make(source + 32 * b, packed + _PACKED * b)
-        store_f32(packed + _PACKED * b + _SCALE, load_f32(scales + 4 * b))
+        values, target = act + 256 * b, packed + _PACKED * b
+        make(source + 32 * b, target)
+        store_f32(target + _SCALE, load_f32(scales + 4 * b))
+        for i in range(0, 128, 32):
+            store(load_halves(values + i, values + 128 + i), target + _ACTS + 2 * i)
 
 
 @inner(forceinline=True)
@@ -70,7 +82,6 @@ def _rows(
     add,
     finish,
     n_bytes,
-    act,
     high,
     packed,
     start,
@@ -82,7 +93,7 @@ def _rows(
     out,
     tmp,
 ):
-    """One activation, or with `high` not 0 the second term of one, whose first that is."""
+    """One activation, or with `high` not 0 the second term of one, whose first is packed behind."""
     blocks = cols // 256
     end, (streams, length) = start + n_rows * stride, split_rows(n_rows)
     start_streams(start, stride, n_rows, end)
@@ -96,13 +107,13 @@ def _rows(
                 total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
                 for b in range(first, last):
                     unpacked = unpack(block, orders)
-                    scale = packed + _PACKED * b + _SCALE
-                    store_factors(block + n_bytes - 8, scale, orders + _FACTORS)
+                    here = packed + _PACKED * b
+                    store_factors(block + n_bytes - 8, here + _SCALE, orders + _FACTORS)
                     x, y = zero(), zero256()
                     if high != 0:
-                        x, y = add(unpacked, x, y, high + 256 * b, packed + _PACKED * (blocks + b))
+                        x, y = add(unpacked, x, y, here + _PACKED * blocks)
                         x, y = shift_words_left8(x), shift_words_left8_256(y)
-                    x, y = add(unpacked, x, y, act + 256 * b, packed + _PACKED * b)
+                    x, y = add(unpacked, x, y, here)
                     total = finish(x, y, again + _FACTORS, total)
                     block += n_bytes
                 if last == blocks:
@@ -133,8 +144,9 @@ def rows_folded(
     """out[t, r] = row r . activation t. A format brings:
 
     prepare(orders): store the lane orders that `unpack(block, orders)` loads, 64 bytes. `unpack`
-    gives four vectors of bytes, scales applied, and what `add` wants besides. make(sums16, out):
-    the 32 bytes that stand for a superblock's sums of 16. add(unpacked, x, y, act, sums) adds the
+    gives four vectors of bytes, scales applied, and what `add` wants besides: vector i holds
+    weights 32 i to 32 i + 31 and 128 behind those. make(sums16, out): the 32 bytes that stand for a
+    superblock's sums of 16, of the packed ones the first. add(unpacked, x, y, packed) adds the
     superblock to 16 and to 8 integer sums; finish(x, y, factors, total) adds those to `total`,
     times factors: the block's last four float16 times the activation's scale, as float32.
     """
@@ -153,6 +165,6 @@ def rows_folded(
                 _pack(make, high, cols, packed + cols // 256 * _PACKED)
             place = out + t * out_stride + 4 * first
             _rows(
-                unpack, add, finish, n_bytes, act, high, packed, start, stride, n, cols, orders,
+                unpack, add, finish, n_bytes, high, packed, start, stride, n, cols, orders,
                 again, place, tmp,
             )  # fmt: skip

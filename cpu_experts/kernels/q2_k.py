@@ -36,7 +36,6 @@ from cpu_experts.vectors import (
     halves_to_floats,
     load,
     load256,
-    load_twice256,
     look_up_bytes,
     mask_bytes,
     mask_lanes,
@@ -95,11 +94,12 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 # The avx512_vnni tier: a table holds 0 to 3 times the scales of 4 sub-blocks.
 _PAIR, _LOW = mask_bytes(3), mask_bytes(15)
 _INDEX0, _INDEX1, _INDEX2, _INDEX3 = (
-    move_bits(first, first, first + 2, first + 2, mask=3, flips=4 * i)
-    for i, first in enumerate((0, 4, 0, 4))
+    move_bits(*[2 * i] * 4, mask=3, flips=4 * i) for i in range(4)
 )
-# Sub-blocks l, 4 + l, 8 + l and 12 + l in lane l, as words, twice: for products 0, 1 and 2, 3.
-_ORDER = bytes_constant([v for lane in range(4) for s in range(4) for v in (4 * s + lane, 128) * 2])
+# The sub-blocks of lane l in four vectors, as words, twice: for products 0, 1 and 2, 3.
+_ORDER = bytes_constant(
+    [v for lane in (0, 1, 8, 9) for i in range(4) for v in (2 * i + lane, 128) * 2]
+)
 _TIMES = multiply16([0x0100, 0x0302] * 16)
 _MINIMA = pick_bits([None] * 4 + [4, 5, 6, 7], [4, 5, 6, 7] + [None] * 4)
 
@@ -113,15 +113,15 @@ def _store_order(orders):
 def _unpack(block, orders):
     """256 weights times their scales as bytes; minima times 16, and minima."""
     table = _TIMES(_LOW(look_up_bytes(load_four128(block), load(orders))))
-    q, p = load_twice256(block + 16), load_twice256(block + 48)
+    q = load(block + 16)
     w0, w1 = look_up_bytes(table, _INDEX0(q)), look_up_bytes(table, _INDEX1(q))
-    w2, w3 = look_up_bytes(table, _INDEX2(p)), look_up_bytes(table, _INDEX3(p))
+    w2, w3 = look_up_bytes(table, _INDEX2(q)), look_up_bytes(table, _INDEX3(q))
     return w0, w1, w2, w3, _MINIMA(load_twice128(block))
 
 
 @jitable
-def _add(unpacked, x, y, act, sums):
-    return dot_bytes_of(unpacked, x, act), dot_bytes256(y, unpacked[4], load256(sums))
+def _add(unpacked, x, y, packed):
+    return dot_bytes_of(unpacked, x, packed), dot_bytes256(y, unpacked[4], load256(packed))
 
 
 @jitable

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpu_experts.bits import pick_bits
+from cpu_experts.bits import move_bits, pick_bits
 from cpu_experts.cache import inner, jitable
 from cpu_experts.kernels.folded import dot_bytes_of, rows_folded
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_FACTORS, PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.memory import load_f16, load_f32, load_i32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.memory import load_f16, load_f32, load_i32, load_u8, store_f32, store_i8
 from cpu_experts.row_vectors import add_bytes, multiply16, widen_words, words_constant256
 from cpu_experts.vectors import (
     add_words,
@@ -95,20 +95,24 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 # The avx512_vnni tier: a table holds -4 to 3 times the scales of 2 sub-blocks, plus 127.
 _PAIR, _THIRD = mask_bytes(3), mask_bytes(4)
 _LOW, _HIGH = mask_bytes(15), mask_bytes(0xF0)
-_SWAPPED = pick_bits(*[[4, 5, 6, 7, 0, 1, 2, 3]] * 4)
-# The p-th 32 values find their third bit in bit p. Nibbles of bit pairs meet those of third bits in
-# a byte: the index is the third bit, flipped, the pair, and which of the two sub-blocks it is.
-_LOW_PAIRS, _HIGH_PAIRS = (
-    [[third + i, pair + 2 * i, pair + 2 * i + 1] + [None] * 5 for i in (0, 0, 1, 1)]
-    for third, pair in ((4, 0), (2, 4))
+# The p-th 32 values find their third bit in bit p: the first half's in the low nibbles. Nibbles of
+# bit pairs meet those of third bits in a byte: the index is the third bit, flipped, the pair, and
+# which of the two sub-blocks it is.
+_THIRDS_LOW = move_bits(0, 0, 4, 4, mask=15)
+_THIRDS_HIGH = move_bits(-4, -4, 0, 0, mask=0xF0)
+_INDEX0, _INDEX1, _INDEX2, _INDEX3 = (
+    pick_bits(*[[third, pair, pair + 1] + [None] * 5] * 4, flips=flips)
+    for third, pair, flips in ((4, 0, 1), (5, 2, 9), (2, 4, 1), (3, 6, 9))
 )
-_FIRST, _SECOND = pick_bits(*_LOW_PAIRS, flips=1), pick_bits(*_HIGH_PAIRS, flips=9)
 # A byte pair of the table is q and q - 4 times the scale, of q from 0 to 3: as one product of 16
 # bits, for no scale of 0 to 63 carries from the first into the second. The scale is 32 too much.
 _TIMES = multiply16([(q - 4 & 255) << 8 | q for q in range(4)] * 8)
 _LESS = add_bytes([127 - 32 * value & 255 for q in range(4) for value in (q, q - 4)] * 8)
-# Of 8 scales in every lane: scale l as four words, then scale 4 + l.
-_ORDER = bytes_constant([v for lane in range(4) for s in (lane, 4 + lane) for v in (s, 128) * 4])
+# Of 4 scales of either half in every lane: that of a vector's sub-block as four words, then the
+# next vector's.
+_ORDER = bytes_constant(
+    [v for lane in (0, 1, 4, 5) for s in (lane, lane + 2) for v in (s, 128) * 4]
+)
 _MINUS127 = words_constant256([-127] * 16)
 
 
@@ -120,32 +124,34 @@ def _store_order(orders):
 @jitable
 def _unpack(block, orders):
     """256 weights times their scales plus 127, as bytes."""
-    high, order = load_twice256(block), load(orders)
-    swapped, q, p = _SWAPPED(high), load_twice256(block + 32), load_twice256(block + 64)
-    low_scales, high_scales = _unpack_scales(block + 96)
-    table = _LESS(_TIMES(look_up_bytes(splat_8_bytes(low_scales), order)))
-    w0 = look_up_bytes(table, _FIRST(or_(_LOW(q), _HIGH(swapped))))
-    w1 = look_up_bytes(table, _SECOND(or_(_HIGH(q), _LOW(high))))
-    table = _LESS(_TIMES(look_up_bytes(splat_8_bytes(high_scales), order)))
-    w2 = look_up_bytes(table, _FIRST(or_(_LOW(p), _HIGH(high))))
-    w3 = look_up_bytes(table, _SECOND(or_(_HIGH(p), _LOW(swapped))))
+    thirds, q, order = load_twice256(block), load(block + 32), load(orders)
+    low, high = or_(_LOW(q), _THIRDS_HIGH(thirds)), or_(_HIGH(q), _THIRDS_LOW(thirds))
+    first, second = _unpack_scales(block + 96)
+    table = _LESS(_TIMES(look_up_bytes(splat_8_bytes(first), order)))
+    w0, w1 = look_up_bytes(table, _INDEX0(low)), look_up_bytes(table, _INDEX1(low))
+    table = _LESS(_TIMES(look_up_bytes(splat_8_bytes(second), order)))
+    w2, w3 = look_up_bytes(table, _INDEX2(high)), look_up_bytes(table, _INDEX3(high))
     return w0, w1, w2, w3
 
 
 @jitable
 def _unpack_scales(packed):
-    """The 12 bytes of 6-bit scales as 8 bytes and 8 more."""
-    low, high = load_i64(packed), load_i32(packed + 8) & 0xFFFFFFFF
-    # Four bytes of bit pairs: pair k of byte j belongs to scale 4k + j.
-    first = (high & 0x03030303) | (high >> 2 & 0x03030303) << 32
-    second = (high >> 4 & 0x03030303) | (high >> 6 & 0x03030303) << 32
-    low_mask = 0x0F0F0F0F0F0F0F0F
-    return (low & low_mask) | first << 4, (low >> 4 & low_mask) | second << 4
+    """The 12 bytes of 6-bit scales as 8 bytes: 0 to 3 and 8 to 11, and the others as 8 more."""
+    a, b, pairs = load_i32(packed), load_i32(packed + 4), load_i32(packed + 8)
+    # Pair k of byte j of the last four belongs to scale 4k + j; the low bits are nibbles.
+    return _eight(a, pairs), _eight(b, pairs >> 2)
 
 
 @jitable
-def _add(unpacked, x, y, act, sums):
-    return dot_bytes_of(unpacked, add_words(x, widen_words(load256(sums))), act), y
+def _eight(nibbles, pairs):
+    """Four scales by the low bits of 4 bytes, and four by the high ones."""
+    low = (nibbles & 0x0F0F0F0F) | (pairs & 0x03030303) << 4
+    return low | ((nibbles >> 4 & 0x0F0F0F0F) | (pairs >> 4 & 0x03030303) << 4) << 32
+
+
+@jitable
+def _add(unpacked, x, y, packed):
+    return dot_bytes_of(unpacked, add_words(x, widen_words(load256(packed))), packed), y
 
 
 @jitable
