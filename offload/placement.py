@@ -73,7 +73,8 @@ class Demands:
     halved_from: int  # tokens of a prompt of which only a half at a time is beside hidden states
     gpu_piece: int  # what the part that needs most makes there of a piece of a prompt
     ram_per_token: int  # activations of a prompt's token where attention runs on the CPU
-    hybrid_per_token: int  # the same where only experts run there
+    hybrid_per_token: int  # what a GPU and experts on the CPU tell each other of one
+    experts_per_token: int  # and what those make of it
     absorbed_per_token: int  # of the first ones, in the form of attention that short prompts take
     decode_operations: int  # of one query with one key in one layer, all heads; float
     prompt_operations: int  # the same in the form that prompts take
@@ -82,6 +83,13 @@ class Demands:
         """Activations of a prompt of up to so many tokens: hidden states beside as much again."""
         whole = min(tokens, self.halved_from - 1)
         return self.gpu_per_token * max(whole, tokens * 3 // 4)
+
+    def prompt_beside_gpu(self, tokens: int) -> int:
+        """RAM that a prompt of up to so many tokens takes where only experts run on the CPU: they
+        are at work on a half at a time.
+        """
+        at_once = max(min(tokens, self.halved_from - 1), tokens // 2)
+        return self.hybrid_per_token * tokens + self.experts_per_token * at_once
 
     def in_8_bits(self) -> Demands:
         """With a GPU's cache in 8 bits a value."""

@@ -30,7 +30,6 @@ CAPABILITY = (8, 0)  # the oldest GPU that the kernels are for
 # figures are for torch's CUDA build on cards of 24 to 80 GB.
 PROGRAM = 380 * MIB  # Python, torch, compiled kernels
 PROGRAM_WITH_GPU = 1024 * MIB  # CUDA's libraries too
-PROGRAM_WITH_BOTH = 1152 * MIB
 ABSORBED = 192  # prompts up to about this long take the form of attention that decoding takes
 SCORES, MOST_SCORES = 9, 1 << 24  # bytes of a score with its softmax and mask; scores at a time
 # With the kernels' code and stacks: 0.67 GiB on an H100, some of which other items leave over.
@@ -144,7 +143,7 @@ class _Problem:
         return [
             Item(demands.cache_name, demands.cache_ram * layers * context),
             Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0, asked)),
-            Item("program", _program(gpu > 0, layers > 0 or asked)),
+            Item("program", PROGRAM_WITH_GPU if gpu > 0 else PROGRAM),
             Item("margin", ram_margin(self.ram_room)),
         ]
 
@@ -291,22 +290,15 @@ class _Problem:
         return [Item(kind.value, nbytes) for kind, nbytes in sizes.items() if nbytes]
 
 
-def _program(gpu: bool, cpu: bool) -> int:
-    """Bytes of RAM for the program, by whether these compute."""
-    if not gpu:
-        return PROGRAM
-    return PROGRAM_WITH_BOTH if cpu else PROGRAM_WITH_GPU
-
-
 def _workspace(demands: Demands, tokens: int, attention: bool, asked: bool) -> int:
     """Bytes of RAM for a prompt of `tokens`: where the CPU attends, and where it is `asked` by a
     GPU for experts or FFNs, whose pinned memory stays.
     """
-    pinned = demands.hybrid_per_token * tokens if asked else 0
+    asking = demands.prompt_beside_gpu(tokens) if asked else 0
     if not attention:
-        return pinned
+        return asking
     expanded = demands.ram_per_token * tokens + SCORES * min(tokens * tokens, MOST_SCORES)
-    return pinned + max(expanded, demands.absorbed_per_token * min(tokens, ABSORBED))
+    return asking + max(expanded, demands.absorbed_per_token * min(tokens, ABSORBED))
 
 
 def _some(items: list[Item]) -> list[Item]:

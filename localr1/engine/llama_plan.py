@@ -97,6 +97,7 @@ class LlamaModel:
             gpu_piece=_GPU_BUFFERS,
             ram_per_token=4 * CPU_BATCH * (self.heads + 1) if scores else 0,
             hybrid_per_token=0,
+            experts_per_token=0,
             absorbed_per_token=0,
             decode_operations=0,
             prompt_operations=0,

@@ -57,6 +57,7 @@ def models(draw: st.DrawFn) -> tuple[list[Weight], Demands]:
         gpu_piece=draw(small),
         ram_per_token=draw(small),
         hybrid_per_token=draw(small),
+        experts_per_token=draw(small),
         absorbed_per_token=draw(small),
         decode_operations=draw(small),
         prompt_operations=draw(small),
@@ -201,15 +202,15 @@ def test_r1_on_a_card_of_24_gib() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ram", "fits"), [(382, True), (377, True), (369, True), (367, False), (382e9 / GIB, False)]
+    ("ram", "fits"), [(382, True), (377, True), (367, True), (366.5, False), (382e9 / GIB, False)]
 )
 def test_r1_fits_to_the_gib(ram: float, fits: bool) -> None:
     """Routed experts beyond the one layer that the card takes 360.1 GiB, embedding 0.5, buffers of
-    16K tokens 1.6, program 2, margin 1 % and 64 MiB: 368.0. With 367 a shorter context fits.
+    16K tokens 1.6, program 1, margin 1 % and 64 MiB: 366.9. With 366.5 a shorter context fits.
     """
     found = on(24, ram)
     assert (found.fits and found.context == 16_384) == fits
-    assert found.fits == (ram >= 367)
+    assert found.fits == (ram >= 366)
 
 
 def test_what_is_missing_is_what_it_takes() -> None:
