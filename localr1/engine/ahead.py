@@ -34,7 +34,6 @@ class DecodeAhead:
         self._draw = GpuDraw(c.vocab_size, device)
         self._behind = torch.zeros(1, dtype=torch.int32, device=device)
         self._x = torch.empty(1, c.hidden_size, device=device)
-        self._logits = torch.empty(1, c.vocab_size, device=device)
         self._length = -1  # what `_behind` holds, if it is known
         self._begun: tuple[int, int] | None = None  # the token at work, and those in front of it
         self._run = captured(self._body, device)
@@ -45,7 +44,7 @@ class DecodeAhead:
         hidden = Hidden(self._x)
         for block in self.model.blk:
             hidden = block(hidden, self.cache)
-        self._logits.copy_(self.model.head(hidden))
+        self._draw.logits.copy_(self.model.head(hidden))
 
     @torch.inference_mode()
     def step(self, token: int) -> torch.Tensor:
@@ -56,7 +55,7 @@ class DecodeAhead:
         if begun != (token, self.cache.length):
             self._draw.token.fill_(token)
             self._start()
-        return self._logits
+        return self._draw.logits
 
     @torch.inference_mode()
     def draw(self, sampler: Sampler, logits: torch.Tensor) -> int:

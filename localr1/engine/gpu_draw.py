@@ -18,7 +18,8 @@ from localr1.gpu.sampling import NOT_FINITE, SETTINGS, Workspace, sample
 
 
 class GpuDraw:
-    """`draw(sampler, logits)`: the next token id, which lies in `token` int32 `[1]` too.
+    """`draw(sampler, logits)`: the next token id, which lies in `token` int32 `[1]` too. It is
+    drawn from `logits` float32 `[1, vocab]`, where others are copied.
 
     `begin` only enqueues that, and `end` waits for it: what is enqueued between them has begun when
     the id is known, or, where `settled` is False, has begun with an id that does not count.
@@ -29,7 +30,7 @@ class GpuDraw:
         self.token = torch.empty(1, dtype=torch.int32, device=device)
         self.settled = False
         self._work = Workspace.empty(vocab_size, device)
-        self._logits = torch.zeros(1, vocab_size, device=device)
+        self.logits = torch.zeros(1, vocab_size, device=device)
         self._given = torch.zeros(len(SETTINGS), dtype=torch.float64, pin_memory=on_gpu)
         self._settings = torch.zeros(len(SETTINGS), dtype=torch.float64, device=device)
         self._answer = torch.empty(1, dtype=torch.int32, pin_memory=on_gpu)
@@ -46,10 +47,11 @@ class GpuDraw:
         return self.end(sampler)
 
     def begin(self, sampler: Sampler, logits: torch.Tensor) -> None:
-        """Enqueue the choice by logits float32 `[1, vocab]`, which are copied."""
+        """Enqueue the choice by logits float32 `[1, vocab]`, which may be overwritten behind it."""
         self._uniform = sampler.uniform()
         self._given.copy_(_settings(sampler.params, self._uniform))
-        self._logits.copy_(logits)
+        if logits is not self.logits:
+            self.logits.copy_(logits)
         if sampler.seen is not None and sampler is not self._sampler:
             self._mark(sampler)
         self._run[sampler.seen is not None]()
@@ -66,15 +68,15 @@ class GpuDraw:
         self.settled = token >= 0
         if not self.settled:
             self._sampler = None  # what it chooses is not marked yet
-            return sampler(finite(self._logits.cpu())[0], self._uniform)
+            return sampler.chosen(finite(self._work.logits.cpu()), self._uniform)
         if sampler.seen is not None:
             sampler.seen.add(token)
         return token
 
     def _body(self, seen: torch.Tensor | None) -> None:
-        """From `_logits` and `_given` to `token` and `_answer`."""
+        """From `logits` and `_given` to `token` and `_answer`."""
         self._settings.copy_(self._given, non_blocking=True)
-        sample(self._logits[0], self._settings, seen, self._work, self.token, self._answer)
+        sample(self.logits[0], self._settings, seen, self._work, self.token, self._answer)
 
     def _mark(self, sampler: Sampler) -> None:
         """The tokens that the penalty weighs down; the kernels mark what they choose."""

@@ -65,12 +65,13 @@ class Sampler:
 
     def __call__(self, logits: np.ndarray, uniform: float | None = None) -> int:
         """Logits float32 `[vocab]` -> the next token id; `uniform` if it was drawn already."""
-        params = self.params
         if uniform is None:
             uniform = self.uniform()
-        if self.seen:
-            logits = self._penalised(logits)
-        if params.temperature == 0:
+        return self.chosen(self._penalised(logits) if self.seen else logits, uniform)
+
+    def chosen(self, logits: np.ndarray, uniform: float) -> int:
+        """The same of logits that bear the penalty already."""
+        if self.params.temperature == 0:
             token = int(logits.argmax())
         else:
             ids, probs = self._candidates(logits)

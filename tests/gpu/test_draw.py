@@ -20,6 +20,7 @@ VOCAB = 3000
         SamplingParams(seed=1),
         SamplingParams(seed=2, temperature=1.0, repetition_penalty=1.3),
         SamplingParams(seed=3, temperature=100.0),  # flat: the GPU leaves it to the sampler
+        SamplingParams(seed=4, temperature=100.0, repetition_penalty=1.3),
     ],
 )
 def test_a_text_is_the_samplers(device: str, params: SamplingParams) -> None:
