@@ -7,8 +7,8 @@ into one register. A table serves the sub-blocks that have the same place in fou
 is a value and the number of the vector.
 
 Four vectors of weights come out of the same 64 bytes, each of 32 values of either half of the
-superblock. So that no load need repeat 32 bytes (a shuffle, which bound a Zen 4), activations are
-packed in that order.
+superblock. Activations are packed in that order, so that no load need repeat 32 bytes: on a Zen 4
+that is a shuffle, which bound it.
 """
 
 from __future__ import annotations

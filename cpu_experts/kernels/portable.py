@@ -10,7 +10,7 @@ Arguments, all int64: `w` the matrix's address, `stride` bytes per row, the rows
 n_rows`, `cols` values per row, `aux` the address of extra scales (FP8), `acts` the address of
 `n_tokens` activation-row addresses, `out` the address of the result of row `row0` and token 0,
 `out_stride` bytes between tokens (0 for two terms of one token, whose products are added up),
-`scratch` at least 64 KiB of this thread's own.
+`scratch` half a MiB of this thread's own.
 """
 
 from __future__ import annotations

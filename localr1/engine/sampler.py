@@ -63,14 +63,12 @@ class Sampler:
         """The number that the next choice depends on; greedy choices take none from the seed."""
         return self.random.random() if self.params.temperature else 0.0
 
-    def __call__(self, logits: np.ndarray, uniform: float | None = None) -> int:
-        """Logits float32 `[vocab]` -> the next token id; `uniform` if it was drawn already."""
-        if uniform is None:
-            uniform = self.uniform()
-        return self.chosen(self._penalised(logits) if self.seen else logits, uniform)
+    def __call__(self, logits: np.ndarray) -> int:
+        """Logits float32 `[vocab]` -> the next token id."""
+        return self.chosen(self._penalised(logits) if self.seen else logits, self.uniform())
 
     def chosen(self, logits: np.ndarray, uniform: float) -> int:
-        """The same of logits that bear the penalty already."""
+        """The same of logits that bear the penalty already, by a number that was drawn before."""
         if self.params.temperature == 0:
             token = int(logits.argmax())
         else:
