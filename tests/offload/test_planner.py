@@ -128,7 +128,7 @@ def test_every_plan_keeps_its_budgets_and_places_all(
 
 def rank(found: Placement) -> tuple[bool, bool, int]:
     """What more memory may only make better, before any speed is compared."""
-    return found.works, found.fits, found.context if found.fits else 0
+    return found.works, found.fits, found.context if found.works else 0
 
 
 def layers_on_gpu(found: Placement) -> int:
