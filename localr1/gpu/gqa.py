@@ -121,7 +121,6 @@ def attend(
     cache: CacheRows,
     position: torch.Tensor,
     scale: float,
-    arch: int,
     splits: int,
     out: torch.Tensor | None = None,
     made: Integers | None = None,
@@ -130,8 +129,8 @@ def attend(
     `[S, 2 * key heads * head_dim]` up to their own -> `[T, heads, head_dim]`, float32 if `out` is
     not given.
 
-    `position` int32 `[1]`; `scale` is the softmax's; `arch` the GPU's compute capability, as 86;
-    `splits` from `splits_for`; `made` is filled with the same as integers (splits.combine).
+    `position` int32 `[1]`; `scale` is the softmax's; `splits` from `splits_for`; `made` is filled
+    with the same as integers (splits.combine).
     """
     n_tokens, heads, dim = q.shape
     kv_heads, device = cache.rows.shape[-1] // (2 * dim), q.device
@@ -140,7 +139,7 @@ def attend(
     sums = torch.empty(n_tokens * heads, splits, dim, dtype=torch.float32, device=device)
     peaks = torch.empty(n_tokens * heads, splits, dtype=torch.float32, device=device)
     n_rows = n_tokens * (heads // kv_heads)
-    tile = tile_for(arch, n_rows, dim)
+    tile = tile_for(n_rows)
     launch(
         partial_kernel, (triton.cdiv(n_rows, tile.rows), splits, kv_heads),
         q, cache.rows, cache.scales, position, sums, peaks, n_tokens, splits, scale * LOG2_E,
@@ -151,11 +150,12 @@ def attend(
     return out
 
 
-def tile_for(arch: int, n_rows: int, dim: int) -> Tile:
-    """Few keys at a time, so that a short context is spread widely, and in three stages, so that
-    the next ones are on their way: two programs have room in 99 KiB, with heads of 256 one.
+def tile_for(n_rows: int) -> Tile:
+    """So many keys that 4,000 are one tile each for every split, so few that short contexts are
+    spread widely. In one stage: many programs beside each other hide what memory takes, and all of
+    a tile's keys and values are asked for at once.
     """
-    return Tile(16 if n_rows <= 16 else 32, 32, 4, 3)
+    return Tile(16 if n_rows <= 16 else 32, 64, 4, 1)
 
 
 def splits_for(n_rows: int, kv_heads: int, multiprocessors: int) -> int:
@@ -183,7 +183,7 @@ def configurations(arch: int, sizes: GroupedSizes = DISTILL_7B) -> Iterator[Conf
         **{"q": "*bf16", "position": "*i32", "sums": "*fp32", "peaks": "*fp32"},
         **{"n_tokens": "i32", "splits": "i32", "scale": "fp32"},
     }
-    tiles = {tile_for(arch, n * (heads // kv_heads), dim) for n in range(1, FEW + 1)}
+    tiles = {tile_for(n * (heads // kv_heads)) for n in range(1, FEW + 1)}
     for tile, (rows, held) in product(tiles, KINDS):
         shape = constants(heads, kv_heads, dim, tile, False) | held
         yield Configuration(

@@ -56,9 +56,7 @@ class GpuGQA:
             made = None
             if c.head_dim % BLOCK == 0:
                 made = empty(len(normed), c.n_heads * c.head_dim, x.device)
-            values = gqa.attend(
-                queries, rows, parts.position, self.scale, parts.arch, splits, made=made
-            )
+            values = gqa.attend(queries, rows, parts.position, self.scale, splits, made=made)
             linear(Activations(values.flatten(1), made), self.output, out=x, add=x)
             return
         for first in range(0, len(normed), PIECE):

@@ -73,9 +73,9 @@ def quantized(values: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Ten
     ("size", "n_tokens", "start", "splits"),
     [
         ("qwen2 7B", 1, 0, 4),  # one key, the other shares empty
-        ("qwen2 7B", 1, 127, 4),  # shares of 32 keys, all full
-        ("qwen2 7B", 1, 128, 4),  # one key more: shares of 64, the last empty
-        ("qwen2 7B", 3, 158, 5),  # rows of two tiles; the last two tokens begin another share
+        ("qwen2 7B", 1, 255, 4),  # shares of 64 keys, all full
+        ("qwen2 7B", 1, 256, 4),  # one key more: shares of 128, the last empty
+        ("qwen2 7B", 3, 191, 5),  # rows of two tiles; the last two tokens begin another share
         ("smollm2", 1, 700, 64),
         ("smollm2", 8, 30, 3),
         ("no groups", 2, 63, 2),
@@ -84,14 +84,12 @@ def quantized(values: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Ten
     ],
 )
 @pytest.mark.parametrize("int8", [False, True])
-def test_decode(
-    device: str, arch: int, size: str, n_tokens: int, start: int, splits: int, int8: bool
-) -> None:
+def test_decode(device: str, size: str, n_tokens: int, start: int, splits: int, int8: bool) -> None:
     heads, kv_heads, dim = SIZES[size]
     cache, rows = filled(start + n_tokens + 9, kv_heads, dim, int8, device)
     q = torch.randn(n_tokens, heads, dim).bfloat16()
     position = torch.tensor([start], dtype=torch.int32, device=device)
-    found = gqa.attend(q.to(device), cache, position, 0.1, arch, splits)
+    found = gqa.attend(q.to(device), cache, position, 0.1, splits)
     assert error(found, reference(q, rows, start, kv_heads, 0.1)) < TOLERANCE
 
 
