@@ -24,38 +24,10 @@ from cpu_experts.simd import (
     load_vector,
     operation,
     shuffle,
-    splat,
     store_vector,
     vector,
 )
 from cpu_experts.vectors import ADDRESS, repeat
-
-
-def _spread_f16(builder: Any, address: Any, lane: int) -> Any:
-    """One of 4 float16 at an address as float32 in all lanes: one conversion serves two of them."""
-    value = builder.fpext(load_vector(builder, address, F16, 4), vector(F32, 4))
-    return builder.shuffle_vector(value, value, constant(I32, [lane] * 16))
-
-
-def spread_f16(lane: int) -> Any:
-    """An operation: float16 number `lane` of the 4 at an address, as float32 in all lanes."""
-    return operation(FLOATS, (ADDRESS,), partial(_spread_f16, lane=lane))
-
-
-def _splat_f16(builder: Any, address: Any, lanes: int) -> Any:
-    """One float16 at an address as float32 in all lanes.
-
-    Spread first: of a single one LLVM makes a VPINSRW into any register, and waits for that
-    register's last use, here the sums of the superblock before.
-    """
-    word = builder.load(pointer(builder, address, I16), align=1)
-    return builder.fpext(
-        builder.bitcast(splat(builder, word, lanes), vector(F16, lanes)), vector(F32, lanes)
-    )
-
-
-splat_f16 = operation(FLOATS, (ADDRESS,), partial(_splat_f16, lanes=16))
-splat_f16_256 = operation(FLOATS256, (ADDRESS,), partial(_splat_f16, lanes=8))
 
 
 def _subtract_product(builder: Any, x: Any, y: Any, z: Any) -> Any:
@@ -135,13 +107,58 @@ even_floats = operation(FLOATS256, (FLOATS,), partial(_every_other, first=0))
 odd_floats = operation(FLOATS256, (FLOATS,), partial(_every_other, first=1))
 
 
-# What folded.py's loop needs.
+def _pack_words(builder: Any, x: Any, y: Any) -> Any:
+    return cast(builder, call(builder, "llvm.x86.avx512.packssdw.512", vector(I16, 32), x, y), I32)
+
+
+def _look_up256(builder: Any, table: Any, index: Any) -> Any:
+    values = [cast(builder, value, I8) for value in (table, index)]
+    return cast(builder, call(builder, "llvm.x86.avx2.pshuf.b", values[0].type, *values), I32)
+
+
+def _choose_words(builder: Any, index: Any, value: Any) -> Any:
+    wide = builder.shuffle_vector(value, value, constant(I32, [*range(8)] * 2))
+    values = [cast(builder, v, I16) for v in (wide, index)]
+    return cast(
+        builder, call(builder, "llvm.x86.avx512.permvar.hi.512", values[0].type, *values), I32
+    )
+
+
+# What vnni.py's loop needs.
 load_twice128 = operation(INTS256, (ADDRESS,), lambda b, a: repeat(b, a, I32, 4, 2))
 load_four128 = operation(INTS, (ADDRESS,), lambda b, a: repeat(b, a, I32, 4, 4))
 zero256 = operation(INTS256, (), lambda b: constant(I32, [0] * 8))
-shift_words_left8_256 = operation(
-    INTS256, (INTS256,), lambda b, x: b.shl(x, constant(I32, [8] * 8))
-)
+multiply_lanes = operation(INTS, (INTS, INTS), lambda b, x, y: b.mul(x, y))
+
+
+def shift_words_left256(count: int) -> Any:
+    """An operation: 32-bit lanes of 256 bits shifted left."""
+    return operation(INTS256, (INTS256,), lambda b, x: b.shl(x, constant(I32, [count] * 8)))
+
+
+def add_to_words(number: int) -> Any:
+    """An operation: 32-bit lanes plus a constant."""
+    return operation(INTS, (INTS,), lambda b, x: b.add(x, constant(I32, [number] * 16)))
+
+
+def add_to_words16(number: int) -> Any:
+    """An operation: 16-bit lanes of 256 bits plus a constant."""
+    more = constant(I16, [number] * 16)
+    return operation(INTS256, (INTS256,), lambda b, x: cast(b, b.add(cast(b, x, I16), more), I32))
+
+
+def _quarters(builder: Any, x: Any, y: Any, first: int) -> Any:
+    lanes = [4 * q + i for q in range(first, 8, 2) for i in range(4)]
+    return builder.shuffle_vector(x, y, constant(I32, lanes))
+
+
+even_quarters = operation(INTS, (INTS, INTS), partial(_quarters, first=0))  # 128 bits of x and of y
+odd_quarters = operation(INTS, (INTS, INTS), partial(_quarters, first=1))
+
+
+pack_words = operation(INTS, (INTS, INTS), _pack_words)  # as int16; 4 of x, 4 of y in 128 bits
+look_up_bytes256 = operation(INTS256, (INTS256, INTS256), _look_up256)
+choose_words = operation(INTS, (INTS, INTS256), _choose_words)  # word i is value[index[i]]
 
 
 def multiply16(values: list[int]) -> Any:
@@ -154,6 +171,11 @@ def add_bytes(values: list[int]) -> Any:
     """An operation: bytes plus constants, modulo 256."""
     more = constant(I8, values)
     return operation(INTS, (INTS,), lambda b, x: cast(b, b.add(cast(b, x, I8), more), I32))
+
+
+def words_constant(values: list[int]) -> Any:
+    """An operation that gives 32 constant 16-bit lanes."""
+    return operation(INTS, (), lambda b: cast(b, constant(I16, values), I32))
 
 
 def words_constant256(values: list[int]) -> Any:

@@ -60,10 +60,9 @@ def _two_halves(builder: Any, low: Any, high: Any) -> Any:
     return builder.shuffle_vector(*parts, constant(I32, list(range(16))))
 
 
-def _widen16(builder: Any, address: Any, signed: bool) -> Any:
-    """16 bytes at an address as 16-bit lanes."""
-    value = load_vector(builder, address, I8, 16)
-    wide = (builder.sext if signed else builder.zext)(value, vector(I16, 16))
+def _widen16(builder: Any, address: Any) -> Any:
+    """16 int8 at an address as 16-bit lanes."""
+    wide = builder.sext(load_vector(builder, address, I8, 16), vector(I16, 16))
     return cast(builder, wide, I32)
 
 
@@ -78,16 +77,7 @@ def _doubled16(builder: Any, first: Any, second: Any) -> Any:
 load_doubled16 = operation(INTS, (ADDRESS, ADDRESS), _doubled16)  # 16 bytes twice, 16 more twice
 
 
-def _widen32(builder: Any, address: Any, signed: bool) -> Any:
-    """16 bytes at an address as 32-bit lanes."""
-    value = load_vector(builder, address, I8, 16)
-    return (builder.sext if signed else builder.zext)(value, vector(I32, 16))
-
-
-load_i8_as_32 = operation(INTS, (ADDRESS,), partial(_widen32, signed=True))
-load_u8_as_32 = operation(INTS, (ADDRESS,), partial(_widen32, signed=False))
-load_i8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=True))
-load_u8_as_16 = operation(INTS256, (ADDRESS,), partial(_widen16, signed=False))
+load_i8_as_16 = operation(INTS256, (ADDRESS,), _widen16)
 
 
 def _widen_f16(builder: Any, address: Any) -> Any:
@@ -212,26 +202,10 @@ def shift_left16_256(count: int) -> Any:
     return operation(INTS256, (INTS256,), lambda b, x: cast(b, b.shl(cast(b, x, I16), by), I32))
 
 
-def shift_right16_256(count: int) -> Any:
-    """An operation: 16-bit lanes of 256 bits shifted right."""
-    by = constant(I16, [count] * 16)
-    return operation(INTS256, (INTS256,), lambda b, x: cast(b, b.lshr(cast(b, x, I16), by), I32))
-
-
 words_as_lanes = operation(  # 16 words of 256 bits, sign-extended
     INTS, (INTS256,), lambda b, x: b.sext(cast(b, x, I16), vector(I32, 16))
 )
 low_half = operation(INTS256, (INTS,), lambda b, x: shuffle(b, x, list(range(8))))
-
-
-def _bytes_to_floats(builder: Any, value: Any, bias: int) -> Any:
-    wide = builder.zext(builder.bitcast(value, vector(I8, 8)), vector(I32, 8))
-    return builder.sitofp(builder.sub(wide, constant(I32, [bias] * 8)), vector(F32, 8))
-
-
-def bytes_to_floats(bias: int) -> Any:
-    """An operation: the 8 unsigned bytes of an int64 as float32, less a constant."""
-    return operation(FLOATS256, (types.int64,), partial(_bytes_to_floats, bias=bias))
 
 
 # The low bits of x, dealt out to the places that the mask marks.

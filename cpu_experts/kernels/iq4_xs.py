@@ -8,26 +8,51 @@ from __future__ import annotations
 
 import numpy as np
 
+from cpu_experts.bits import move_bits
 from cpu_experts.cache import jitable
-from cpu_experts.kernels.iq4_nl import CODEBOOK, code_table, code_values, fill_codes
+from cpu_experts.kernels.iq4_nl import CODEBOOK, code_table, fill_codes
 from cpu_experts.kernels.portable import dequantise, rows_quantised
-from cpu_experts.kernels.scaled import rows_scaled
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.memory import load_f16, load_i32, load_u8, load_u16, store_f32, store_i8
-from cpu_experts.row_vectors import splat_f16_256
+from cpu_experts.kernels.vnni import dot_bytes_in_pairs, pack_sixteens, rows_integer
+from cpu_experts.memory import (
+    load_f16,
+    load_f32,
+    load_i32,
+    load_u8,
+    load_u16,
+    store_f32,
+    store_i8,
+)
+from cpu_experts.row_vectors import (
+    add_to_words,
+    add_to_words16,
+    look_up_bytes256,
+    multiply_lanes,
+    shift_words_left256,
+    subtract_words,
+    widen_words,
+)
 from cpu_experts.vectors import (
-    bytes_to_floats,
+    add_words,
+    bytes_constant,
     deposit_bits,
     fma,
     halves_to_floats,
+    load,
+    load256,
+    look_up_bytes,
+    low_half,
+    mask_bytes,
     mask_lanes,
     multiply,
-    multiply256,
+    multiply_add16,
     or_,
     shift_right_by,
+    splat_8_bytes,
     splat_float,
-    splat_float256,
+    store,
+    store256,
     store_floats,
     to_floats,
 )
@@ -77,34 +102,71 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-_SCALES = bytes_to_floats(32)
+_UPPER, _LOW = move_bits(4, 4, 4, 4, mask=15), mask_bytes(15)
+# Scales of four sub-blocks, each for 4 sums of 128 bits; and every one twice, for the sums of 16.
+_SCALES0, _SCALES1 = (
+    bytes_constant([v for lane in range(4) for v in (4 * i + lane, 128, 128, 128) * 4])
+    for i in range(2)
+)
+_WORDS = bytes_constant([v for i in range(8) for v in (i, 128, i, 128)] * 2)
+_LESS, _LESS_WORDS = add_to_words(-32), add_to_words16(-32)
+_TIMES128 = shift_words_left256(7)
 
 
 @jitable
-def unpack_vectors(block):
-    """256 weights plus 128 as bytes, scales, and corrections that take the 128 off."""
-    u0 = code_values(block + 8, block + 24)
-    u1 = code_values(block + 40, block + 56)
-    u2 = code_values(block + 72, block + 88)
-    u3 = code_values(block + 104, block + 120)
-    d = _unpack_scales(block)
-    return u0, u1, u2, u3, d, multiply256(d, splat_float256(-128.0))
+def _store_orders(orders):
+    store(_SCALES0(), orders)
+    store(_SCALES1(), orders + 64)
+    store(_WORDS(), orders + 128)
+
+
+@jitable
+def _pack(values, sums16, packed):
+    """Of four sub-blocks the first 16 values of each, then the others."""
+    store256(load256(sums16), packed)
+    pack_sixteens(values, packed)
+
+
+@jitable
+def _unpack(block, orders):
+    """256 weights plus 128 as bytes, scales for four sub-blocks each, and as words."""
+    q, r, table = load(block + 8), load(block + 72), code_table()
+    u0, u1 = look_up_bytes(table, _LOW(q)), look_up_bytes(table, _UPPER(q))
+    u2, u3 = look_up_bytes(table, _LOW(r)), look_up_bytes(table, _UPPER(r))
+    scales = splat_8_bytes(_unpack_scales(block))
+    s0 = _LESS(look_up_bytes(scales, load(orders)))
+    s1 = _LESS(look_up_bytes(scales, load(orders + 64)))
+    words = _LESS_WORDS(look_up_bytes256(low_half(scales), load256(orders + 128)))
+    return u0, u1, u2, u3, s0, s1, words
 
 
 @jitable
 def _unpack_scales(block):
-    """The 8 scales of a block as float32."""
+    """The 8 scales of a block, plus 32, as bytes."""
     low = deposit_bits(load_i32(block + 4) & 0xFFFFFFFF, 0x0F0F0F0F0F0F0F0F)
-    high = deposit_bits(load_u16(block + 2), 0x0303030303030303)
-    return multiply256(_SCALES(low | high << 4), splat_f16_256(block))
+    return low | deposit_bits(load_u16(block + 2), 0x3030303030303030)
+
+
+@jitable
+def _dot(unpacked, packed, factors, total):
+    """Products with the weights, both vectors of four sub-blocks before their scales, less how much
+    they are too big; d is the first factor.
+    """
+    first, second = dot_bytes_in_pairs(unpacked, packed)
+    sums = add_words(multiply_lanes(first, unpacked[4]), multiply_lanes(second, unpacked[5]))
+    less = widen_words(_TIMES128(multiply_add16(unpacked[6], load256(packed))))
+    return fma(to_floats(subtract_words(sums, less)), splat_float(load_f32(factors)), total)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
-    rows_scaled(
-        unpack_vectors,
-        BLOCK,
+    rows_integer(
+        _store_orders,
+        _pack,
+        _unpack,
+        _dot,
         BYTES,
+        0,
         w,
         stride,
         row0,

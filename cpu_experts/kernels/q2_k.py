@@ -11,7 +11,6 @@ import numpy as np
 
 from cpu_experts.bits import move_bits, pick_bits
 from cpu_experts.cache import jitable
-from cpu_experts.kernels.folded import dot_bytes_of, rows_folded
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import (
     PANEL_FACTORS,
@@ -21,6 +20,7 @@ from cpu_experts.kernels.tile_code import (
     tile_products,
 )
 from cpu_experts.kernels.tiles import fill_pairs, tiles
+from cpu_experts.kernels.vnni import dot_bytes_of, pack_thirty_twos, rows_integer
 from cpu_experts.memory import load_f16, load_f32, load_u8, store_f32, store_i8
 from cpu_experts.row_vectors import (
     dot_bytes256,
@@ -29,6 +29,7 @@ from cpu_experts.row_vectors import (
     multiply16,
     split_words,
     subtract_product,
+    zero256,
 )
 from cpu_experts.vectors import (
     bytes_constant,
@@ -47,6 +48,7 @@ from cpu_experts.vectors import (
     to_floats,
     to_floats256,
     widen_floats,
+    zero,
 )
 
 BLOCK, BYTES, SUB = 256, 84, 16
@@ -120,32 +122,29 @@ def _unpack(block, orders):
 
 
 @jitable
-def _add(unpacked, x, y, packed):
-    return dot_bytes_of(unpacked, x, packed), dot_bytes256(y, unpacked[4], load256(packed))
+def _dot(unpacked, packed, factors, total):
+    """Products with the weights, less minima times sums; d and dmin are the last two factors."""
+    products = to_floats(dot_bytes_of(unpacked, zero(), packed))
+    minima = to_floats256(dot_bytes256(zero256(), unpacked[4], load256(packed)))
+    total = fma(products, splat_float(load_f32(factors + 8)), total)
+    return subtract_product(widen_floats(minima), splat_float(load_f32(factors + 12)), total)
 
 
 @jitable
-def _finish(x, y, factors, total):
-    """d and dmin are the last two of the block's last four float16."""
-    total = fma(to_floats(x), splat_float(load_f32(factors + 8)), total)
-    minima = widen_floats(to_floats256(y))
-    return subtract_product(minima, splat_float(load_f32(factors + 12)), total)
-
-
-@jitable
-def _make_sums(sums16, out):
-    split_words(sums16, out)
+def _pack(values, sums16, packed):
+    split_words(sums16, packed)
+    pack_thirty_twos(values, packed, 128)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
-    rows_folded(
+    rows_integer(
         _store_order,
-        _make_sums,
+        _pack,
         _unpack,
-        _add,
-        _finish,
+        _dot,
         BYTES,
+        BYTES - 8,
         w,
         stride,
         row0,

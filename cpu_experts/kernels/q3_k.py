@@ -11,10 +11,10 @@ import numpy as np
 
 from cpu_experts.bits import move_bits, pick_bits
 from cpu_experts.cache import inner, jitable
-from cpu_experts.kernels.folded import dot_bytes_of, rows_folded
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_FACTORS, PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
+from cpu_experts.kernels.vnni import dot_bytes_of, pack_thirty_twos, rows_integer
 from cpu_experts.memory import load_f16, load_f32, load_i32, load_u8, store_f32, store_i8
 from cpu_experts.row_vectors import add_bytes, multiply16, widen_words, words_constant256
 from cpu_experts.vectors import (
@@ -150,31 +150,28 @@ def _eight(nibbles, pairs):
 
 
 @jitable
-def _add(unpacked, x, y, packed):
-    return dot_bytes_of(unpacked, add_words(x, widen_words(load256(packed))), packed), y
+def _dot(unpacked, packed, factors, total):
+    """Products with the weights, less what the 127 adds; d is the last factor."""
+    sums = dot_bytes_of(unpacked, widen_words(load256(packed)), packed)
+    return fma(to_floats(sums), splat_float(load_f32(factors + 12)), total)
 
 
 @jitable
-def _finish(x, y, factors, total):
-    """d is the last of the block's last four float16."""
-    return fma(to_floats(x), splat_float(load_f32(factors + 12)), total)
-
-
-@jitable
-def _make_sums(sums16, out):
-    """-127 times the sums, as 8 int32: what the tables' 127 adds."""
-    store256(multiply_add16(_MINUS127(), load256(sums16)), out)
+def _pack(values, sums16, packed):
+    """The sums are -127 times as much, as 8 int32: what the tables' 127 adds."""
+    store256(multiply_add16(_MINUS127(), load256(sums16)), packed)
+    pack_thirty_twos(values, packed, 128)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
-    rows_folded(
+    rows_integer(
         _store_order,
-        _make_sums,
+        _pack,
         _unpack,
-        _add,
-        _finish,
+        _dot,
         BYTES,
+        BYTES - 8,
         w,
         stride,
         row0,

@@ -20,28 +20,32 @@ from cpu_experts.kernels.tile_code import (
     tile_products,
 )
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import dot_minima, rows_integer
-from cpu_experts.memory import load_f16, load_i32, load_i64, load_u8, store_f32, store_i8
-from cpu_experts.row_vectors import spread_f16
+from cpu_experts.kernels.vnni import dot_scaled, pack_thirty_twos, rows_integer
+from cpu_experts.memory import load_f16, load_f32, load_i32, load_i64, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import look_up_bytes256, subtract_product
 from cpu_experts.vectors import (
     bytes_constant,
     fma,
     halves_to_floats,
     load,
-    load_twice256,
+    load256,
     look_up_bytes,
     low_half,
     mask_bytes,
     mask_lanes,
     multiply,
+    multiply_add16,
     or_,
     shift_right16,
     shift_right32,
     splat_8_bytes,
     splat_float,
     store,
+    store256,
     store_floats,
     to_floats,
+    to_floats256,
+    widen_floats,
 )
 
 BLOCK, BYTES, SUB = 256, 144, 32
@@ -97,13 +101,13 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-D, D_MINIMA = spread_f16(0), spread_f16(1)
-_NIBBLES = move_bits(0, 0, 4, 4, mask=15)  # the same 32 bytes twice: low nibbles, then high ones
-_LOW = mask_bytes(15)
-_SCALES = [
-    bytes_constant(([2 * i] + [128] * 3) * 8 + ([2 * i + 1] + [128] * 3) * 8) for i in range(4)
-]
-_SCALES0, _SCALES1, _SCALES2, _SCALES3 = _SCALES
+_UPPER, _LOW = move_bits(4, 4, 4, 4, mask=15), mask_bytes(15)
+# Scales of the sub-blocks of two vectors, as words: 4 for the first one's sums in 128 bits, then 4
+# for the second one's.
+_SCALES01, _SCALES23 = (
+    bytes_constant([v for s in (0, 1, 0, 1, 2, 3, 2, 3) for v in (4 * i + s, 128) * 4])
+    for i in range(2)
+)
 # Every minimum twice, as int16: it meets the sums of 16.
 _MINIMA = bytes_constant([v for i in range(8) for v in (i, 128, i, 128)] * 2)
 
@@ -111,47 +115,60 @@ _MINIMA = bytes_constant([v for i in range(8) for v in (i, 128, i, 128)] * 2)
 @jitable
 def store_orders(orders):
     """The byte orders that `unpack_scales` uses."""
-    store(_SCALES0(), orders)
-    store(_SCALES1(), orders + 64)
-    store(_SCALES2(), orders + 128)
-    store(_SCALES3(), orders + 192)
-    store(_MINIMA(), orders + 256)
+    store(_SCALES01(), orders)
+    store(_SCALES23(), orders + 64)
+    store(_MINIMA(), orders + 128)
+
+
+@jitable
+def pack(values, sums16, packed):
+    """Activations for two sub-blocks of low nibbles, then two of high ones."""
+    store256(load256(sums16), packed)
+    pack_thirty_twos(values, packed, 64)
 
 
 @jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-15, scales and minima spread to where they are used."""
-    u0, u1 = _NIBBLES(load_twice256(block + 16)), _NIBBLES(load_twice256(block + 48))
-    u2, u3 = _NIBBLES(load_twice256(block + 80)), _NIBBLES(load_twice256(block + 112))
-    s0, s1, s2, s3, minima = unpack_scales(block + 4, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, minima, D(block), D_MINIMA(block)
+    q, r = load(block + 16), load(block + 80)
+    s01, s23, minima = unpack_scales(block + 4, orders)
+    return _LOW(q), _UPPER(q), _LOW(r), _UPPER(r), s01, s23, minima
 
 
 @jitable
 def unpack_scales(packed, orders):
-    """The 12 bytes of scales and minima: four vectors of scales, 16 int16 of minima."""
+    """The 12 bytes of scales and minima: two vectors of scales, 16 int16 of minima."""
     ab = load_i64(packed)
     a, b, c = ab & 0xFFFFFFFF, (ab >> 32) & 0xFFFFFFFF, load_i32(packed + 8) & 0xFFFFFFFF
     high = (c & 0x0F0F0F0F) | (a >> 2 & 0x30303030)
     scales = splat_8_bytes((a & 0x3F3F3F3F) | high << 32)
     high = (c >> 4 & 0x0F0F0F0F) | (b >> 2 & 0x30303030)
-    minima = splat_8_bytes((b & 0x3F3F3F3F) | high << 32)
+    minima = low_half(splat_8_bytes((b & 0x3F3F3F3F) | high << 32))
     return (
         look_up_bytes(scales, load(orders)),
         look_up_bytes(scales, load(orders + 64)),
-        look_up_bytes(scales, load(orders + 128)),
-        look_up_bytes(scales, load(orders + 192)),
-        low_half(look_up_bytes(minima, load(orders + 256))),
+        look_up_bytes256(minima, load256(orders + 128)),
     )
+
+
+@jitable
+def dot(unpacked, packed, factors, total):
+    """Products with the weights, less minima times sums; d and dmin are the first two factors."""
+    products = to_floats(dot_scaled(unpacked, packed))
+    minima = to_floats256(multiply_add16(unpacked[6], load256(packed)))
+    total = fma(products, splat_float(load_f32(factors)), total)
+    return subtract_product(widen_floats(minima), splat_float(load_f32(factors + 4)), total)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
         store_orders,
+        pack,
         unpack_vectors,
-        dot_minima,
+        dot,
         BYTES,
+        0,
         w,
         stride,
         row0,

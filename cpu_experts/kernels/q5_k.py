@@ -12,8 +12,8 @@ from cpu_experts.bits import move_bits
 from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.q4_k import (
-    D_MINIMA,
-    D,
+    dot,
+    pack,
     quads_of_scales,
     scale_and_minimum,
     store_orders,
@@ -27,10 +27,11 @@ from cpu_experts.kernels.tile_code import (
     tile_products,
 )
 from cpu_experts.kernels.tiles import fill_pairs, tiles
-from cpu_experts.kernels.vnni import dot_minima, rows_integer
+from cpu_experts.kernels.vnni import rows_integer
 from cpu_experts.memory import load_f16, load_u8, store_f32, store_i8
 from cpu_experts.vectors import (
     halves_to_floats,
+    load,
     load_twice256,
     mask_bytes,
     mask_lanes,
@@ -87,32 +88,31 @@ def rows(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, sc
 
 
 # The avx512_vnni tier.
-_NIBBLES = move_bits(0, 0, 4, 4, mask=15)  # the same 32 bytes twice: low nibbles, then high ones
-_LOW, _FIFTH = mask_bytes(15), mask_bytes(16)
-# Sub-block s finds its fifth bit in bit s: these bring bits 2i and 2i + 1 to bit 4.
-_HIGH0, _HIGH1 = move_bits(-4, -4, -3, -3, mask=16), move_bits(-2, -2, -1, -1, mask=16)
-_HIGH2, _HIGH3 = move_bits(0, 0, 1, 1, mask=16), move_bits(2, 2, 3, 3, mask=16)
+_UPPER, _LOW, _FIFTH = move_bits(4, 4, 4, 4, mask=15), mask_bytes(15), mask_bytes(16)
+# Sub-block s finds its fifth bit in bit s: these bring those of a vector's two to bit 4.
+_HIGH0, _HIGH1 = move_bits(-4, -4, -2, -2, mask=16), move_bits(-3, -3, -1, -1, mask=16)
+_HIGH2, _HIGH3 = move_bits(0, 0, 2, 2, mask=16), move_bits(1, 1, 3, 3, mask=16)
 
 
 @jitable
 def unpack_vectors(block, orders):
     """256 weights as bytes 0-31, scales and minima spread to where they are used."""
-    high, q = load_twice256(block + 16), block + 48
-    u0 = or_(_NIBBLES(load_twice256(q)), _HIGH0(high))
-    u1 = or_(_NIBBLES(load_twice256(q + 32)), _HIGH1(high))
-    u2 = or_(_NIBBLES(load_twice256(q + 64)), _HIGH2(high))
-    u3 = or_(_NIBBLES(load_twice256(q + 96)), _HIGH3(high))
-    s0, s1, s2, s3, minima = unpack_scales(block + 4, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, minima, D(block), D_MINIMA(block)
+    high, q, r = load_twice256(block + 16), load(block + 48), load(block + 112)
+    u0, u1 = or_(_LOW(q), _HIGH0(high)), or_(_UPPER(q), _HIGH1(high))
+    u2, u3 = or_(_LOW(r), _HIGH2(high)), or_(_UPPER(r), _HIGH3(high))
+    s01, s23, minima = unpack_scales(block + 4, orders)
+    return u0, u1, u2, u3, s01, s23, minima
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
         store_orders,
+        pack,
         unpack_vectors,
-        dot_minima,
+        dot,
         BYTES,
+        0,
         w,
         stride,
         row0,

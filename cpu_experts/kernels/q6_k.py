@@ -15,25 +15,33 @@ from cpu_experts.cache import jitable
 from cpu_experts.kernels.portable import dequantise, rows_quantised
 from cpu_experts.kernels.tile_code import PANEL_SCALES, quads, tile_products
 from cpu_experts.kernels.tiles import tiles
-from cpu_experts.kernels.vnni import dot_offsets, rows_integer, spread_scales, store_orders
-from cpu_experts.memory import load_f16, load_i8, load_u8, store_f32, store_i8
-from cpu_experts.row_vectors import splat_f16
+from cpu_experts.kernels.vnni import dot_scaled, pack_thirty_twos, rows_integer
+from cpu_experts.memory import load_f16, load_f32, load_i8, load_u8, store_f32, store_i8
+from cpu_experts.row_vectors import (
+    choose_words,
+    subtract_words,
+    widen_words,
+    words_constant,
+)
 from cpu_experts.vectors import (
+    fma,
     halves_to_floats,
     load,
+    load256,
     load_i8_as_16,
-    load_i8_as_32,
     load_twice256,
     mask_bytes,
-    mask_lanes,
     multiply,
+    multiply_add16,
     or_,
     shift_left16,
     shift_left16_256,
     shift_right16,
     shift_right32,
     signed_byte,
+    splat_float,
     store,
+    store256,
     store_floats,
     to_floats,
 )
@@ -87,31 +95,59 @@ _DOWN = shift_right16(4, 4, 4, 4)
 # The four bit pairs of the same 32 bytes, brought to bits 4-5.
 _FIRST, _SECOND = move_bits(-4, -4, -2, -2, mask=0x30), move_bits(0, 0, 2, 2, mask=0x30)
 _UPPER = move_bits(4, 4, 4, 4, mask=15)
-_TIMES32, _WORD = shift_left16_256(5), mask_lanes(0xFFFF)
+_TIMES32 = shift_left16_256(5)
+# Scales of the sub-blocks of two vectors: for 4 sums of the first one in 128 bits, then 4 of the
+# second one.
+_SCALES01, _SCALES23 = (
+    words_constant([8 * i + lane + s for lane in range(4) for s in (0, 4) for _ in range(4)])
+    for i in range(2)
+)
 
 
 @jitable
-def unpack_vectors(block, orders):
-    """256 weights as bytes 0-63 (32 too much), scales spread to where they are used."""
+def _store_orders(orders):
+    store(_SCALES01(), orders)
+    store(_SCALES23(), orders + 64)
+
+
+@jitable
+def _pack(values, sums16, packed):
+    """In order, as the weights are."""
+    store256(load256(sums16), packed)
+    pack_thirty_twos(values, packed, 32)
+
+
+@jitable
+def _unpack(block, orders):
+    """256 weights as bytes 0-63 (32 too much), scales spread to where they are used, and as 16."""
     low, high = load(block), load_twice256(block + 128)
     u0 = or_(_LOW(low), _FIRST(high))
     u1 = or_(_UPPER(low), _SECOND(high))
     low, high = load(block + 64), load_twice256(block + 160)
     u2 = or_(_LOW(low), _FIRST(high))
     u3 = or_(_UPPER(low), _SECOND(high))
-    scales, d = _WORD(load_i8_as_32(block + 192)), splat_f16(block + 208)
-    offsets = _TIMES32(load_i8_as_16(block + 192))
-    s0, s1, s2, s3 = spread_scales(scales, orders)
-    return u0, u1, u2, u3, s0, s1, s2, s3, offsets, d
+    scales = load_i8_as_16(block + 192)
+    s01, s23 = choose_words(load(orders), scales), choose_words(load(orders + 64), scales)
+    return u0, u1, u2, u3, s01, s23, _TIMES32(scales)
+
+
+@jitable
+def _dot(unpacked, packed, factors, total):
+    """Products with the weights, less how much they are too big; d is the last factor."""
+    less = widen_words(multiply_add16(unpacked[6], load256(packed)))
+    sums = subtract_words(dot_scaled(unpacked, packed), less)
+    return fma(to_floats(sums), splat_float(load_f32(factors + 12)), total)
 
 
 def rows_avx512_vnni(w, stride, row0, n_rows, cols, aux, acts, n_tokens, out, out_stride, scratch):
     """out[t, r] = row r . activation t."""
     rows_integer(
-        store_orders,
-        unpack_vectors,
-        dot_offsets,
+        _store_orders,
+        _pack,
+        _unpack,
+        _dot,
         BYTES,
+        BYTES - 8,
         w,
         stride,
         row0,

@@ -1,15 +1,19 @@
-"""The avx512_vnni tier for few tokens: rows as fast as their bytes arrive.
+"""The avx512_vnni tier for few tokens of superblocks with integer scales: rows as fast as their
+bytes arrive.
 
-A format brings `unpack_vectors(block)`. It gives the 256 weights of a superblock as four registers
-of unsigned bytes, in the order of the activations, and what turns dot products of those bytes into
-the result. Weights meet one token, or the two terms of one, when they are unpacked; another token
-has them unpacked again. Signed weights are offset to unsigned ones (VPDPBUSD wants that); the
-offset comes back as a correction through the activation's sums.
+Weights become four registers of unsigned bytes, products of those with int8 activations integers,
+and only a superblock's sums float32. What each register holds is where the file has it: to load 32
+bytes twice, for low and high nibbles, is a shuffle on a Zen 4, whose pipes for those are full. So
+activations are packed in the order that a format's weights come in, once per call, with what stands
+for their sums: those take back minima, and offsets of signed weights.
+
+A weight meets one token, or the two terms of one, when it is unpacked; another token has it
+unpacked again.
 """
 
 from __future__ import annotations
 
-from cpu_experts.cache import inner, jitable
+from cpu_experts.cache import inner
 from cpu_experts.kernels.streams import (
     SCRATCH,
     STEP,
@@ -24,33 +28,29 @@ from cpu_experts.kernels.streams import (
 )
 from cpu_experts.layout import scales_offset, sums16_offset
 from cpu_experts.memory import atomic_load, atomic_store, load_f32, store_f32
-from cpu_experts.row_vectors import subtract_product, subtract_words, widen_words
+from cpu_experts.row_vectors import (
+    even_quarters,
+    odd_quarters,
+    pack_words,
+    store_factors,
+)
 from cpu_experts.vectors import (
-    add_words,
-    choose_lanes,
     dot_bytes,
     dot_words,
-    fma,
-    lanes_constant,
     load,
-    load256,
     load_floats,
-    multiply,
-    multiply_add16,
-    splat_float,
+    load_halves,
     store,
     store_floats,
     sum_floats,
-    to_floats,
-    to_floats256,
-    widen_floats,
     zero,
     zero_floats,
 )
 
-_SIXTEENTHS0, _SIXTEENTHS1, _SIXTEENTHS2, _SIXTEENTHS3 = (
-    lanes_constant([4 * i + lane // 4 for lane in range(16)]) for i in range(4)
-)
+# From the unknown place on: lane orders, factors of a superblock, what is packed of activations.
+_FACTORS, _ALL_PACKED = 192, 256
+# Of a superblock: where its scale is, behind the sums, then its activations, and bytes.
+_SCALE, _ACTS, _PACKED = 32, 64, 320
 
 
 @inner
@@ -64,75 +64,101 @@ def unknown_place(tmp):
     return atomic_load(tmp)
 
 
-@jitable
-def store_orders(orders):
-    """The lane orders that `spread_scales` uses: a scale for each 4 lanes."""
-    store(_SIXTEENTHS0(), orders)
-    store(_SIXTEENTHS1(), orders + 64)
-    store(_SIXTEENTHS2(), orders + 128)
-    store(_SIXTEENTHS3(), orders + 192)
+@inner
+def pack_thirty_twos(values, packed, step):
+    """A superblock's activations, 32 of them and the 32 that are `step` bytes behind in turn."""
+    for i in range(0, 128, 32):
+        first = values + i // step * 2 * step + i % step
+        store(load_halves(first, first + step), packed + _ACTS + 2 * i)
 
 
-@jitable
-def spread_scales(scales, orders):
-    """16 scales, one per lane, as the four vectors that meet the dot products."""
-    return (
-        choose_lanes(scales, load(orders)),
-        choose_lanes(scales, load(orders + 64)),
-        choose_lanes(scales, load(orders + 128)),
-        choose_lanes(scales, load(orders + 192)),
-    )
+@inner
+def pack_sixteens(values, packed):
+    """Every other 16 of 128 activations, then the ones between them."""
+    for i in range(0, 256, 128):
+        x, y = load(values + i), load(values + i + 64)
+        store(even_quarters(x, y), packed + _ACTS + i)
+        store(odd_quarters(x, y), packed + _ACTS + i + 64)
 
 
-@jitable
-def _dot_products(unpacked, q):
-    """The dot products of four registers, times the scales of their sub-blocks: 16 sums."""
-    u0, u1, u2, u3, s0, s1, s2, s3 = unpacked[:8]
-    even = dot_words(zero(), dot_bytes(zero(), u0, load(q)), s0)
-    odd = dot_words(zero(), dot_bytes(zero(), u1, load(q + 64)), s1)
-    even = dot_words(even, dot_bytes(zero(), u2, load(q + 128)), s2)
-    odd = dot_words(odd, dot_bytes(zero(), u3, load(q + 192)), s3)
-    return add_words(even, odd)
+@inner
+def dot_bytes_of(unpacked, start, packed):
+    """`start` plus the products of four vectors of weights with 256 packed activations."""
+    total = dot_bytes(start, unpacked[0], load(packed + _ACTS))
+    total = dot_bytes(total, unpacked[1], load(packed + _ACTS + 64))
+    total = dot_bytes(total, unpacked[2], load(packed + _ACTS + 128))
+    return dot_bytes(total, unpacked[3], load(packed + _ACTS + 192))
 
 
-@jitable
-def dot_minima(unpacked, act, b, scales, sums16, total):
-    """Add a superblock with minima against superblock b of one activation to 16 partial sums."""
-    minima, d, d_minima = unpacked[8:]
-    products = multiply(to_floats(_dot_products(unpacked, act + 256 * b)), d)
-    back = to_floats256(multiply_add16(minima, load256(act + sums16 + 32 * b)))
-    both = subtract_product(widen_floats(back), d_minima, products)
-    return fma(both, splat_float(load_f32(act + scales + 4 * b)), total)
+@inner
+def dot_bytes_in_pairs(unpacked, packed):
+    """The same of the first two vectors, and of the other two."""
+    first = dot_bytes(zero(), unpacked[0], load(packed + _ACTS))
+    second = dot_bytes(zero(), unpacked[2], load(packed + _ACTS + 128))
+    first = dot_bytes(first, unpacked[1], load(packed + _ACTS + 64))
+    return first, dot_bytes(second, unpacked[3], load(packed + _ACTS + 192))
 
 
-@jitable
-def dot_offsets(unpacked, act, b, scales, sums16, total):
-    """The same for a superblock whose unsigned weights are too big by `offsets` in all."""
-    offsets, d = unpacked[8:]
-    back = multiply_add16(offsets, load256(act + sums16 + 32 * b))
-    sums = subtract_words(_dot_products(unpacked, act + 256 * b), widen_words(back))
-    return fma(multiply(to_floats(sums), d), splat_float(load_f32(act + scales + 4 * b)), total)
+@inner
+def dot_scaled(unpacked, packed):
+    """The same, times scales. Sums of four products fit int16: two vectors of them become one of
+    words, which VPDPWSSD multiplies by the scales, and adds, in one step.
+    """
+    u0, u1, u2, u3, s01, s23 = unpacked[:6]
+    w0 = dot_bytes(zero(), u0, load(packed + _ACTS))
+    w1 = dot_bytes(zero(), u1, load(packed + _ACTS + 64))
+    w2 = dot_bytes(zero(), u2, load(packed + _ACTS + 128))
+    w3 = dot_bytes(zero(), u3, load(packed + _ACTS + 192))
+    return dot_words(dot_words(zero(), pack_words(w0, w1), s01), pack_words(w2, w3), s23)
+
+
+@inner
+def _pack(pack, act, cols, packed):
+    """For each superblock of an activation: its values and sums by `pack`, and its scale."""
+    source, scales = act + sums16_offset(cols, 256), act + scales_offset(cols)
+    for b in range(cols // 256):
+        target = packed + _PACKED * b
+        pack(act + 256 * b, source + 32 * b, target)
+        store_f32(target + _SCALE, load_f32(scales + 4 * b))
 
 
 @inner(forceinline=True)
-def _rows(unpack, dot, n_bytes, act, first_term, start, stride, n_rows, cols, orders, out, tmp):
-    """One activation, or with `first_term` not 0 the second term of one."""
-    scales, sums16, blocks = scales_offset(cols), sums16_offset(cols, 256), cols // 256
+def _rows(
+    unpack,
+    dot,
+    n_bytes,
+    heads,
+    high,
+    packed,
+    start,
+    stride,
+    n_rows,
+    cols,
+    orders,
+    again,
+    out,
+    tmp,
+):
+    """One activation, or with `high` not 0 the second term of one, whose first is packed behind."""
+    blocks, step = cols // 256, 2 * STEP if n_bytes < 128 else STEP
     end, (streams, length) = start + n_rows * stride, split_rows(n_rows)
     start_streams(start, stride, n_rows, end)
     for r in range(length):
-        for first in range(0, blocks, STEP):
-            last = min(first + STEP, blocks)
+        for first in range(0, blocks, step):
+            last = min(first + step, blocks)
             for i in range(streams):
                 row = first_row(i, length, n_rows) + r
                 block = start + row * stride + first * n_bytes
-                prefetch_block(block, STEP * n_bytes, end)
+                prefetch_block(block, step * n_bytes, end)
                 total = zero_floats() if first == 0 else load_floats(tmp + 64 * i)
                 for b in range(first, last):
-                    unpacked = unpack(block, orders)
-                    total = dot(unpacked, act, b, scales, sums16, total)
-                    if first_term != 0:
-                        total = dot(unpacked, first_term, b, scales, sums16, total)
+                    unpacked, here = unpack(block, orders), packed + _PACKED * b
+                    store_factors(block + heads, here + _SCALE, orders + _FACTORS)
+                    total = dot(unpacked, here, again + _FACTORS, total)
+                    if high != 0:
+                        here += _PACKED * blocks
+                        store_factors(block + heads, here + _SCALE, orders + _FACTORS)
+                        total = dot(unpacked, here, again + _FACTORS, total)
                     block += n_bytes
                 if last == blocks:
                     store_f32(out + 4 * row, sum_floats(total))
@@ -143,9 +169,11 @@ def _rows(unpack, dot, n_bytes, act, first_term, start, stride, n_rows, cols, or
 @inner(inline="always")
 def rows_integer(
     prepare,
+    pack,
     unpack,
     dot,
     n_bytes,
+    heads,
     w,
     stride,
     row0,
@@ -157,24 +185,30 @@ def rows_integer(
     out_stride,
     tmp,
 ):
-    """Superblocks whose scales are integers: the sub-block scales are applied in integers too.
+    """out[t, r] = row r . activation t. A format brings:
 
-    unpack -> four vectors of bytes, four of scales (an int16 in each 32-bit lane: 4 products fit
-    int16, so VPDPWSSD multiplies and adds them in one step), sixteen int16 corrections for the sums
-    of 16, and the float factor: that of both (dot = dot_offsets), or one of each (dot_minima), in
-    all lanes.
+    prepare(orders): store the lane orders that `unpack(block, orders)` loads, at most 192 bytes.
+    `unpack` gives four vectors of bytes and what `dot` wants besides. pack(values, sums16, packed):
+    write 32 bytes for a superblock's sums of 16, and its values in the order of the weights
+    (`pack_thirty_twos`, `pack_sixteens`). dot(unpacked, packed, factors, total) adds the superblock
+    to 16 partial sums; factors are the four float16 at byte `heads` of the block, times the
+    activation's scale, as float32.
     """
-    orders = unknown_place(tmp)
+    orders, again = unknown_place(tmp), unknown_place(tmp)
     prepare(orders)
-    terms = terms_of(n_tokens, out_stride)
+    terms, packed = terms_of(n_tokens, out_stride), tmp + SCRATCH + _ALL_PACKED
     together = rows_at_once(n_rows, n_tokens, terms)
     for first in range(0, n_rows, together):
         start = w + (row0 + first) * stride
         n = min(together, n_rows - first)
         prefetch_first(start, start + n * stride)
         for t in range(0, n_tokens, terms):
-            act, first_term = token_terms(acts, t, terms)
+            act, high = token_terms(acts, t, terms)
+            _pack(pack, act, cols, packed)
+            if high != 0:
+                _pack(pack, high, cols, packed + cols // 256 * _PACKED)
             place = out + t * out_stride + 4 * first
             _rows(
-                unpack, dot, n_bytes, act, first_term, start, stride, n, cols, orders, place, tmp
+                unpack, dot, n_bytes, heads, high, packed, start, stride, n, cols, orders, again,
+                place, tmp,
             )  # fmt: skip

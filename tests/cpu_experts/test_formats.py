@@ -127,6 +127,8 @@ def test_extreme_blocks(name: str, fill: int, tokens: int) -> None:
         size = np.abs(quantised(x, name)) @ np.abs(wanted).T
         error = np.abs(matmul(x, w) - quantised(x, name) @ wanted.T)
         assert (error <= TIGHT * size + 1e-30).all()
+        error = np.abs(matmul(x, w, terms=2) - x @ wanted.T)
+        assert (error <= 5e-5 * (np.abs(x) @ np.abs(wanted).T) + 1e-30).all()
 
 
 @pytest.mark.parametrize("name", ALL)
