@@ -266,7 +266,7 @@ def test_a_signal_at_the_prompt_is_ctrl_c(tmp_path: Path) -> None:
     with ChildTerminal(tmp_path, "chat", "sum") as terminal:
         terminal.wait_prompt()
         terminal.child.kill(signal.SIGINT)
-        terminal.wait("Ctrl-D leaves\n>")
+        terminal.wait(">\nCtrl-D leaves\n>")  # not the one above the first prompt
         terminal.wait_prompt()
         terminal.send(CTRL_D)
         assert terminal.exit_code() == 0
