@@ -8,6 +8,7 @@ from localr1.gpu import (
     activation,
     activations,
     cache_rows,
+    combine,
     embedding,
     gqa,
     gqa_prefill,
@@ -47,6 +48,7 @@ def kernels(
             yield from of_cache(module.configurations(arch, sizes), eight_bit)
         return
     yield from linear_configurations.chosen(arch, sizes, experts)
+    yield from combine.configurations(arch, sizes)
     for module in (cache_rows, mla, mla_prefill, rope, router):
         yield from of_cache(module.configurations(arch, sizes), eight_bit)
 

@@ -4,6 +4,7 @@
     y = gated_gemv(x, w)        the same through gate and up, and SwiGLU
     y = matmul(x, w)            many tokens: prompts
     y = linear(x, w)            whichever it is
+    y = grouped(x, w, bounds)   some of many tokens with each matrix of a stack: a prompt's experts
 
 Weights are exact and sums are float32. Weights that are integers meet activations as int16 in
 `gemv` (activations.py), others as they are. `matmul` rounds both factors to bf16, but for F32
@@ -12,6 +13,8 @@ weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from localr1.gpu.gemv import gemv_kernel
 from localr1.gpu.integer_gemv import integer_gemv_kernel
 from localr1.gpu.launch import architecture, launch
 from localr1.gpu.matmul import matmul_kernel
-from localr1.gpu.tiles import EXPANDED, FEW, GemvTile, gemv_tile, matmul_tile
+from localr1.gpu.tiles import EXPANDED, FEW, GemvTile, MatmulTile, gemv_tile, matmul_tile
 from localr1.gpu.weights import GpuWeight
 
 
@@ -32,12 +35,11 @@ def linear(
     w: GpuWeight,
     out: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
-    ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`gemv` for up to 8 tokens, `matmul` for more."""
     if len(x) <= FEW:
-        return gemv(x, w, out, add, ids)
-    return matmul(x.values if isinstance(x, Activations) else x, w, out, add, ids)
+        return gemv(x, w, out, add)
+    return matmul(x.values if isinstance(x, Activations) else x, w, out, add)
 
 
 def gemv(
@@ -76,20 +78,53 @@ def matmul(
     w: GpuWeight,
     out: torch.Tensor | None = None,
     add: torch.Tensor | None = None,
-    ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `gemv`, for any number of tokens."""
-    n, (rows, cols) = _matrices(w, ids), w.shape[-2:]
+    n, (rows, cols) = _matrices(w, None), w.shape[-2:]
     x, out, strides = _prepared(x, w, out, add, n, rows, cols)
     n_tokens = len(x)
     tile = matmul_tile(_architecture(x), w.format, n_tokens)
-    launch(
-        matmul_kernel, (-(-n_tokens // tile.tokens), -(-rows // tile.rows), n),
-        x, w.data, w.scales, ids, add, out, w.n_blocks, n_tokens, rows, cols, *strides,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, FLOAT_DOT=not x.is_cuda,
-        **tile.constants(w.format),
-    )  # fmt: skip
+    grid = -(-n_tokens // tile.tokens), -(-rows // tile.rows), n
+    _matmul(grid, tile, x, w, None, add, out, strides)
     return out
+
+
+def grouped(x: torch.Tensor, w: GpuWeight, bounds: Sequence[int]) -> torch.Tensor:
+    """x [T, cols] -> float32 [T, rows]: tokens `bounds[i]` to `bounds[i + 1]` meet matrix i of the
+    stack w, all T of them some matrix.
+    """
+    rows, cols = w.shape[-2:]
+    if len(bounds) != w.shape[0] + 1 or (bounds[0], bounds[-1]) != (0, len(x)):
+        raise ValueError(f"a stack {w.shape} does not share {len(x)} tokens as {bounds}")
+    x, out, strides = _prepared(x, w, None, None, 1, rows, cols)
+    asked = sum(first < end for first, end in pairwise(bounds))
+    tile = matmul_tile(_architecture(x), w.format, len(x) // max(asked, 1))
+    groups = [
+        (i, first, end)
+        for i, (begin, end) in enumerate(pairwise(bounds))
+        for first in range(begin, end, tile.tokens)
+    ]
+    table = torch.tensor(groups, dtype=torch.int32, pin_memory=x.is_cuda)
+    there = table.to(x.device, non_blocking=True)
+    _matmul((len(groups), -(-rows // tile.rows), 1), tile, x, w, there, None, out, strides)
+    return out
+
+
+def _matmul(
+    grid: tuple[int, int, int],
+    tile: MatmulTile,
+    x: torch.Tensor,
+    w: GpuWeight,
+    groups: torch.Tensor | None,
+    add: torch.Tensor | None,
+    out: torch.Tensor,
+    strides: tuple[int, int, int, int],
+) -> None:
+    launch(
+        matmul_kernel, grid, x, w.data, w.scales, groups, add, out, w.n_blocks, len(x),
+        *w.shape[-2:], *strides, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        FLOAT_DOT=not x.is_cuda, **tile.constants(w.format),
+    )  # fmt: skip
 
 
 def expanded(w: GpuWeight, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

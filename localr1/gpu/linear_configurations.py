@@ -31,7 +31,7 @@ def configurations(
         for n in tokens:
             for tile, gated, out, add in sorted(set(_gemvs(arch, sizes, name, n)), key=str):
                 yield gemv_configuration(name, tile, n, gated, "*fp32", out, add)
-        for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
+        for large in _matmul_tiles(arch, name):
             for add in (None, "*fp32"):
                 yield _matmul(name, large, "*fp32", "*fp32", add)
         if not isinstance(sizes, GroupedSizes):
@@ -39,7 +39,9 @@ def configurations(
 
 
 def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Configuration]:
-    """Products with routed experts: the matrices of a stack that `ids` names."""
+    """Products with routed experts in a GPU's memory: the matrices of a stack that `ids` names, and
+    those of prompts.
+    """
     inter, hidden = sizes.moe_intermediate_size, sizes.hidden_size
     kinds = "*fp32", "*fp32", None, "*i32"
     for name in formats:
@@ -51,8 +53,18 @@ def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Co
         }
         for tile, n in sorted(tiles, key=str):
             yield gemv_configuration(name, tile, n, False, *kinds)
-        for large in sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str):
-            yield _matmul(name, large, *kinds)
+    yield from grouped(arch, formats)
+
+
+def grouped(arch: int, formats: Iterable[str]) -> Iterator[Configuration]:
+    """Products of a prompt with routed experts, wherever these lie."""
+    for name in formats:
+        for tile in _matmul_tiles(arch, name):
+            yield _matmul(name, tile, "*fp32", "*fp32", None, "*i32")
+
+
+def _matmul_tiles(arch: int, name: str) -> list[MatmulTile]:
+    return sorted({matmul_tile(arch, name, n) for n in (16, 64, 128)}, key=str)
 
 
 def representative(arch: int) -> Iterator[Configuration]:
@@ -66,6 +78,7 @@ def representative(arch: int) -> Iterator[Configuration]:
         rows, cols = R1.hidden_size, R1.n_heads * R1.v_head_dim
         yield gemv_configuration(name, gemv_tile(arch, name, rows, cols, 1), 1, False, *kinds)
         yield _matmul(name, matmul_tile(arch, name, 128), "*fp32", "*fp32", "*fp32")
+        yield _matmul(name, matmul_tile(arch, name, 128), "*fp32", "*fp32", None, "*i32")
         yield _expansion(name)
     for name, n in (("Q4_K", 1), ("F16", 8)):
         tile = gemv_tile(arch, name, R1.moe_intermediate_size, R1.hidden_size, n, True)
@@ -142,21 +155,21 @@ def gemv_configuration(
     ids: str | None = None,
 ) -> Configuration:
     """`gemv` for `n` tokens of kind `x`, with pointers of the kinds `out`, `add`, `ids`."""
-    own = tile.constants(name, n, gated)
+    own, pointers = tile.constants(name, n, gated), {"add": add, "ids": ids}
     if not GPU_FORMATS[name].integer:
-        return _configuration(gemv_kernel, name, own, x, out, add, ids, tile.num_warps, 2)
+        return _configuration(gemv_kernel, name, own, x, out, pointers, tile.num_warps, 2)
     signature = {"words": "*i32", "units": "*fp32", "sums": "*i32", "data": "*u8", "out": out}
     signature |= dict.fromkeys((*_COUNTS, "row_blocks"), "i32")
-    signature, own = _with_pointers(signature, own | {"EMULATED": False}, add, ids)
+    signature, own = _with_pointers(signature, own | {"EMULATED": False}, pointers)
     return Configuration(integer_gemv_kernel, signature, own, tile.num_warps, 2, tile.max_registers)
 
 
 def _matmul(
-    name: str, tile: MatmulTile, x: str, out: str, add: str | None, ids: str | None = None
+    name: str, tile: MatmulTile, x: str, out: str, add: str | None, groups: str | None = None
 ) -> Configuration:
-    own = tile.constants(name) | {"FLOAT_DOT": False}
+    own, pointers = tile.constants(name) | {"FLOAT_DOT": False}, {"add": add, "groups": groups}
     warps = tile.num_warps, tile.num_stages
-    return _configuration(matmul_kernel, name, own, x, out, add, ids, *warps)
+    return _configuration(matmul_kernel, name, own, x, out, pointers, *warps)
 
 
 def _expansion(name: str) -> Configuration:
@@ -176,19 +189,18 @@ def _configuration(
     constants: dict[str, Any],
     x: Any,
     out: Any,
-    add: str | None,
-    ids: str | None,
+    pointers: dict[str, str | None],
     *options: int,
 ) -> Configuration:
     signature = {"x": x, "data": "*u8", "out": out, **dict.fromkeys(_COUNTS, "i32")}
-    signature, constants = _with_pointers(signature, constants, add, ids)
+    signature, constants = _with_pointers(signature, constants, pointers)
     return Configuration(fn, *_with_scales(name, signature, constants), *options)
 
 
 def _with_pointers(
-    signature: dict[str, str], constants: dict[str, Any], add: str | None, ids: str | None
+    signature: dict[str, str], constants: dict[str, Any], pointers: dict[str, str | None]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    for pointer, kind in (("add", add), ("ids", ids)):
+    for pointer, kind in pointers.items():
         if kind:
             signature = signature | {pointer: kind}
         else:

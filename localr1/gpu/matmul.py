@@ -15,7 +15,7 @@ from localr1.gpu.dequantise import dequantised
 
 @triton.jit
 def matmul_kernel(
-    x, data, scales, ids, add, out, n_blocks, n_tokens, rows, cols,
+    x, data, scales, groups, add, out, n_blocks, n_tokens, rows, cols,
     x_token, x_matrix, out_token, out_matrix,
     LOAD: tl.constexpr, CODES: tl.constexpr, SCALES: tl.constexpr, N_SCALES: tl.constexpr,
     OFFSET: tl.constexpr, GROUPS: tl.constexpr, GROUP_STEP: tl.constexpr, HALVES: tl.constexpr,
@@ -24,16 +24,24 @@ def matmul_kernel(
 ):  # fmt: skip
     """ROWS rows of matrix `program_id(2)`, TOKENS tokens; WIDTH chunks of each row at a time.
 
-    With `ids`, `program_id(2)` is only the place in x and out; the matrix is the one that `ids` has
-    there. Strides of x are in units of 8 values. FLOAT_DOT is for Triton's interpreter, which
-    multiplies no bf16: the same values, rounded to bf16, are multiplied as float32.
+    With `groups` int32 [n, 3], tokens `groups[i, 1]` to `groups[i, 2]` meet matrix `groups[i, 0]`,
+    at most TOKENS of them, where i is `program_id(0)`. Strides of x are in units of 8 values.
+    FLOAT_DOT is for Triton's interpreter, which multiplies no bf16: the same values, rounded to
+    bf16, are multiplied as float32.
     """
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    token = tl.arange(0, TOKENS)
     first_row = tl.program_id(1) * ROWS
     matrix = tl.program_id(2).to(tl.int64)
     blocks = cols // (16 * GROUPS * CHUNKS)
     n_chunks = blocks * CHUNKS
-    chosen = matrix if ids is None else tl.load(ids + matrix).to(tl.int64)
+    chosen = matrix
+    if groups is None:
+        token += tl.program_id(0) * TOKENS
+    else:
+        group = groups + tl.program_id(0) * 3
+        chosen = tl.load(group).to(tl.int64)
+        token += tl.load(group + 1)
+        n_tokens = tl.load(group + 2)
     if scales is not None:
         scales += chosen * (tl.cdiv(rows, 128) * tl.cdiv(cols, 128))
     kind = tl.float32 if PRECISE else tl.bfloat16

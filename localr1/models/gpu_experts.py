@@ -15,17 +15,17 @@ from cpu_experts import ExpertBank, moe_forward
 from cpu_experts.mailbox import Mailbox
 from localr1.gpu.activation import swiglu
 from localr1.gpu.activations import Activations
-from localr1.gpu.linear import gemv, linear
+from localr1.gpu.linear import gemv
 from localr1.gpu.mailbox import Handoff, pinned
 from localr1.gpu.sizes import experts_per_token
 from localr1.gpu.tiles import FEW
 from localr1.models.architecture import Config
 from localr1.models.experts import feed_forward, only_expert
+from localr1.models.gpu_grouped import add_answers, slots_of
 
 if TYPE_CHECKING:
     from localr1.models.gpu import GpuParts
 
-_PIECE = 512  # tokens of a prompt at a time: R1's answers of 8 experts for them are 117 MB
 _DENSE_PIECE = 2048  # the same of a dense FFN in RAM: more need memory, and are no quicker
 
 
@@ -162,9 +162,7 @@ class VramExperts:
 
     def __init__(self, parts: GpuParts, bank: ExpertBank) -> None:
         self.gate, self.up, self.down = map(parts.upload, (bank.gate, bank.up, bank.down))
-        # One number in 16 bytes: kernels want their pointers so far apart.
-        numbers = torch.arange(bank.n_experts, dtype=torch.int32).repeat_interleave(4)
-        self.numbers = numbers.to(parts.device).view(-1, 4)
+        self.n_experts = bank.n_experts
 
     def start(self, normed: Activations, ids: torch.Tensor, weights: torch.Tensor) -> Computed:
         if len(normed) == 1:
@@ -173,10 +171,8 @@ class VramExperts:
         if len(rows) <= FEW:
             each = zip(map(Activations, rows.split(1)), ids.split(1), weights.split(1), strict=True)
             return Computed(torch.cat([self._one(*one) for one in each]))
-        answer = torch.empty_like(rows)
-        for first in range(0, len(rows), _PIECE):
-            piece = slice(first, first + _PIECE)
-            answer[piece] = self._many(rows[piece], ids[piece], weights[piece])
+        answer, slots = torch.zeros_like(rows), slots_of(ids, self.n_experts)
+        add_answers(answer, rows, weights, slots, (self.gate, self.up, self.down))
         return Computed(answer)
 
     def _one(self, x: Activations, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -184,22 +180,3 @@ class VramExperts:
         (chosen,) = ids.clone()  # at an address of its own, which kernels want
         gate, up = (gemv(x, weight, ids=chosen)[0] for weight in (self.gate, self.up))
         return weights @ gemv(swiglu(gate, up)[None], self.down, ids=chosen)[0]
-
-    def _many(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Expert after expert, each with all its tokens: `[T, hidden]`."""
-        order = ids.flatten().argsort(stable=True)
-        counts = ids.flatten().bincount(minlength=len(self.numbers)).tolist()
-        sorted_x = x[order // ids.shape[1]]
-        answers = torch.empty_like(sorted_x)
-        first = 0
-        for expert, n_tokens in enumerate(counts):
-            piece = slice(first, first + n_tokens)
-            if n_tokens:
-                answers[order[piece]] = self._expert(self.numbers[expert, :1], sorted_x[piece])
-            first += n_tokens
-        return torch.bmm(weights.unsqueeze(1), answers.view(*ids.shape, -1)).squeeze(1)
-
-    def _expert(self, number: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        x = x.unsqueeze(1)
-        gate, up = (linear(x, weight, ids=number).squeeze(1) for weight in (self.gate, self.up))
-        return linear(swiglu(gate, up).unsqueeze(1), self.down, ids=number).squeeze(1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from cpu_experts import QuantTensor
 from localr1.gpu.formats import GPU_FORMATS
-from localr1.gpu.linear import expanded, gated_gemv, gemv, linear, matmul
+from localr1.gpu.linear import expanded, gated_gemv, gemv, grouped, linear, matmul
 from localr1.gpu.tiles import GemvTile, gemv_tile
 from localr1.gpu.weights import GpuWeight, upload
 from tests.cpu_experts.blocks import random_tensor
@@ -115,11 +117,29 @@ def test_chosen_matrices_of_a_stack(device: str, name: str, cols: int) -> None:
     """An expert's weights are found by its number in memory."""
     w, expected = weights(name, (5, 130, cols), device)
     ids = torch.tensor([3, 0], dtype=torch.int32)
-    x = torch.randn(9, 2, cols)
+    x = torch.randn(1, 2, cols)
     reference = torch.einsum("thc,hrc->thr", x.double(), expected[ids.long()])
-    for n_tokens, bound in ((1, most(name)), (9, BF16)):
-        out = linear(x[:n_tokens].to(device), w, ids=ids.to(device))
-        assert error(out, reference[:n_tokens]) < bound
+    assert error(gemv(x.to(device), w, ids=ids.to(device)), reference) < most(name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("bounds", [(0, 1, 1, 40), (0, 0, 0, 3), (0, 20, 60, 150)], ids=str)
+def test_each_token_meets_its_own_matrix(device: str, name: str, bounds: tuple[int, ...]) -> None:
+    """Matrices that no token meets, some that one or more than a tile of them meets."""
+    cols = 256 if GPU_FORMATS[name].block_values == 256 else 160
+    w, expected = weights(name, (3, 70, cols), device)
+    x = torch.randn(bounds[-1], cols)
+    pieces = zip(pairwise(bounds), expected, strict=True)
+    reference = torch.cat([x[first:end].double() @ own.T for (first, end), own in pieces])
+    out = grouped(x.to(device), w, bounds)
+    assert error(out, reference) < (1e-5 if name == "F32" else BF16)
+
+
+def test_all_tokens_meet_some_matrix(device: str) -> None:
+    w, _ = weights("Q8_0", (2, 8, 32), device)
+    for bounds in ((0, 4), (0, 2, 3), (1, 2, 4)):
+        with pytest.raises(ValueError, match="does not share 4 tokens"):
+            grouped(torch.randn(4, 32, device=device), w, bounds)
 
 
 @pytest.mark.parametrize("name", FORMATS)
