@@ -27,6 +27,7 @@ from cpu_experts.cpu import last_cache_bytes
 from localr1 import ram_peak, registry, synthetic_card
 from localr1.bench import Row, machine
 from localr1.engine.device import AUTO, CUDA, room
+from localr1.engine.runner import SUPER_CHUNK
 from localr1.errors import USAGE, LocalR1Error, Unsupported
 from localr1.events import Progress
 from localr1.machine import hardware
@@ -147,11 +148,11 @@ def measure(
     ram_peak.forget()
     subject = SyntheticRun(
         config, quant, options.context, kept.names, options.ram, gpu is not None, options.cache,
-        report,
+        placed.streams_from, report,
     )  # fmt: skip
     rows = []
     if options.prefill:
-        rows.append(_prefill(subject, stock, kept, options.prefill, gpu is not None))
+        rows += _prefill(subject, stock, kept, options.prefill, gpu)
     speed = ReadSpeed(subject.weights.measured)
     apart = bool(subject.banks) and not options.stub
     experts = subject.experts_seconds(options.tokens) if apart else None
@@ -209,15 +210,21 @@ def _depth(options: Options) -> int:
 
 
 def _prefill(
-    subject: SyntheticRun, stock: Inventory, kept: InRam, tokens: int, on_gpu: bool
-) -> Row:
-    """Of a prompt; beside a GPU with the share of what the CPU's int8 arithmetic allows."""
-    speed, share = tokens / subject.prefill_seconds(tokens), None
-    if on_gpu and kept.names and cpu_experts.tier() == "avx512_vnni":
-        weights = [weight for weight in stock.weights if weight.name in kept.names]
-        operations = sum(2 * weight.values * weight.read_fraction for weight in weights)
-        share = speed * operations / vnni_operations_per_second(_PEAK_SECONDS)
-    return _row("prefill", "prefill", tokens, speed, "tokens/s", share)
+    subject: SyntheticRun, stock: Inventory, kept: InRam, tokens: int, gpu: Gpu | None
+) -> list[Row]:
+    """Of a prompt; beside a GPU with the share of what the CPU's int8 arithmetic allows, or, where
+    its experts come to the GPU, how fast they do, with the share of what PCIe carries.
+    """
+    seconds, share = subject.prefill_seconds(tokens), None
+    weights = [weight for weight in stock.weights if weight.name in kept.names]
+    if subject.streams(tokens) and gpu is not None:
+        sent = sum(weight.nbytes for weight in weights) * -(-tokens // SUPER_CHUNK) / seconds
+        rate = _row("experts to the GPU", "prefill", tokens, sent / 1e9, "GB/s", sent / gpu.pcie)
+        return [_row("prefill", "prefill", tokens, tokens / seconds, "tokens/s"), rate]
+    if gpu is not None and weights and cpu_experts.tier() == "avx512_vnni":
+        operations = tokens * sum(2 * weight.values * weight.read_fraction for weight in weights)
+        share = operations / seconds / vnni_operations_per_second(_PEAK_SECONDS)
+    return [_row("prefill", "prefill", tokens, tokens / seconds, "tokens/s", share)]
 
 
 def _limits(

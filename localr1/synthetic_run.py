@@ -59,9 +59,10 @@ class SyntheticRun:
     """A model of `config` in `quant` with room for `context` tokens.
 
     `ram` bytes are for the weights `in_ram` (None: what is free, less a margin); `cache` is the
-    form of a GPU's. `banks` are those of the layers that ask the CPU. `seconds` tells how long it
-    took to fill memory, to upload and to compile; `vram_free` what the driver says was left behind
-    a prompt or a token, whichever was less. Raises DoesNotFit.
+    form of a GPU's, to which experts come for prompts of `streams_from` tokens. `banks` are those
+    of the layers that ask the CPU. `seconds` tells how long it took to fill memory, to upload and
+    to compile; `vram_free` what the driver says was left behind a prompt or a token, whichever was
+    less. Raises DoesNotFit.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SyntheticRun:
         ram: int | None = None,
         on_gpu: bool = False,
         cache: str = IN_16_BITS,
+        streams_from: int | None = None,
         report: Report = lambda progress: None,
     ) -> None:
         self.config, self.context, self.seconds = config, context, dict[str, float]()
@@ -87,15 +89,17 @@ class SyntheticRun:
             _warm_up(self.weights.formats, () if on_gpu else (attention,), report)
         if on_gpu:
             with self._timed("compile GPU kernels"):
-                _warm_up_gpu(config, self.weights, cache, report)
+                _warm_up_gpu(config, self.weights, cache, streams_from is not None, report)
         with self._timed("upload" if on_gpu else "build"), torch.inference_mode():
             if on_gpu:
+                from localr1.engine.gpu_load import sent
                 from localr1.models.gpu import GpuParts
                 from localr1.models.gpu_embedding import GpuEmbedding
 
                 self._parts = GpuParts(
                     config, context, on_gpu=lambda name: name not in in_ram,
-                    report=_sent(report, self.weights.other_bytes), cache=cache,
+                    report=sent(report, self.weights.other_bytes), cache=cache,
+                    streams_from=streams_from,
                 )  # fmt: skip
             self.model = Transformer(config, self.weights, context, self._parts)
             if on_gpu and isinstance(self.model.token_embd, GpuEmbedding):
@@ -127,6 +131,10 @@ class SyntheticRun:
         if self._parts is not None:
             torch.cuda.synchronize()
 
+    def streams(self, n_tokens: int) -> bool:
+        """Whether experts come to a GPU for such a prompt."""
+        return self._parts is not None and self._parts.streams(n_tokens)
+
     def prefill_seconds(self, n_tokens: int) -> float:
         """To read a prompt, up to the logits of its last token; the second of two, or the only one
         where that is long.
@@ -156,13 +164,15 @@ class SyntheticRun:
 
     def _pieces(self, n_tokens: int) -> list[int]:
         """The sizes of the pieces that meet the experts."""
-        return halves.halves(n_tokens, self.config) if self._parts else [n_tokens]
+        return halves.halves(n_tokens, self._parts) if self._parts else [n_tokens]
 
     def _read(self, positions: range) -> None:
         """A piece of a prompt, as the engine does it."""
         ids = [i * 7919 % self.config.vocab_size for i in positions]
-        read = halves.read if self._parts else Transformer.layers
-        *_, hidden = read(self.model, ids, self.cache)
+        if self._parts:
+            *_, hidden = halves.read(self.model, self._parts, ids, self.cache)
+        else:
+            *_, hidden = self.model.layers(ids, self.cache)
         self.model.head(hidden, last=1)
         self.cache.commit(len(ids))
 
@@ -324,20 +334,11 @@ def _warm_up(formats: set[str], attention: tuple[str, ...], report: Report) -> N
             held.check()
 
 
-def _warm_up_gpu(config: Config, weights: SyntheticWeights, cache: str, report: Report) -> None:
+def _warm_up_gpu(
+    config: Config, weights: SyntheticWeights, cache: str, streams: bool, report: Report
+) -> None:
     """The same of the GPU's part."""
     from localr1.engine.gpu_load import compile_kernels, formats_of
 
-    compile_kernels(config, formats_of(config, weights, weights.other_names), 0, cache, report)
-
-
-def _sent(report: Report, total: int) -> Callable[[int], None]:
-    """`report` for an upload of about `total` bytes, told of each piece of it."""
-    done = 0
-
-    def more(piece: int) -> None:
-        nonlocal done
-        done += piece
-        report(Progress("Uploading", min(done, total), total, "bytes"))
-
-    return more
+    formats = formats_of(config, weights, weights.other_names, streams)
+    compile_kernels(config, formats, 0, cache, report)

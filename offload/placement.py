@@ -72,6 +72,7 @@ class Demands:
     gpu_per_token: int  # activations of a prompt's token on a GPU
     halved_from: int  # tokens of a prompt of which only a half at a time is beside hidden states
     gpu_piece: int  # what the part that needs most makes there of a piece of a prompt
+    gpu_streaming: int  # experts that come there for a long prompt, and what they make; 0: none do
     ram_per_token: int  # activations of a prompt's token where attention runs on the CPU
     hybrid_per_token: int  # what a GPU and experts on the CPU tell each other of one
     experts_per_token: int  # and what those make of it
@@ -83,6 +84,12 @@ class Demands:
         """Activations of a prompt of up to so many tokens: hidden states beside as much again."""
         whole = min(tokens, self.halved_from - 1)
         return self.gpu_per_token * max(whole, tokens * 3 // 4)
+
+    def streamed_on_gpu(self, tokens: int) -> int:
+        """The same, and what more there is, where experts come to the GPU for such prompts: these
+        are read whole, and hidden states lie beside their norms and the experts' answers.
+        """
+        return self.gpu_streaming + self.gpu_per_token * tokens * 3 // 2
 
     def prompt_beside_gpu(self, tokens: int) -> int:
         """RAM that a prompt of up to so many tokens takes where only experts run on the CPU: they
@@ -136,6 +143,7 @@ class Placement:
     works: bool
     shortfall: int
     prediction: Prediction
+    streams_from: int | None = None  # tokens of prompts for which experts come to the GPU
 
     def tier(self, name: str) -> Tier:
         """Where the weight `name` lies; KeyError for one that the model has not."""

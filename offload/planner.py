@@ -17,24 +17,22 @@ from dataclasses import dataclass, replace
 
 from offload.hardware import Gpu, Hardware
 from offload.placement import Demands, Item, Kind, Placement, Prediction, Tier, Weight
-from offload.predict import DEPTH, Traffic, predict
-from offload.steps import Order, least_bytes, step, steps
+from offload.predict import DEPTH, PROMPT, Traffic, predict, streams_from
+from offload.steps import Order, Step, least_bytes, step, steps
+from offload.workspace import (
+    CUDA_CONTEXT,
+    GPU_WORKSPACE,
+    PROGRAM,
+    PROGRAM_WITH_GPU,
+    gpu_margin,
+    ram_margin,
+    ram_workspace,
+)
 
-MIB = 1 << 20
 LEAST_CONTEXT = 2048  # a conversation can live in this; below it the plan does not shrink
 CONTEXT_STEP = 256
 CHUNK = 32_768  # tokens of a prompt that pass a layer together, at most
 CAPABILITY = (8, 0)  # the oldest GPU that the kernels are for
-
-# What is neither weights nor cache. Measured: the program on the CPU (docs/placement.md). The GPU's
-# figures are for torch's CUDA build on cards of 24 to 80 GB.
-PROGRAM = 380 * MIB  # Python, torch, compiled kernels
-PROGRAM_WITH_GPU = 1024 * MIB  # CUDA's libraries too
-ABSORBED = 192  # prompts up to about this long take the form of attention that decoding takes
-SCORES, MOST_SCORES = 9, 1 << 24  # bytes of a score with its softmax and mask; scores at a time
-# With the kernels' code and stacks: 0.67 GiB on an H100, some of which other items leave over.
-CUDA_CONTEXT = 576 * MIB
-GPU_WORKSPACE = 320 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +83,6 @@ def usable_gpu(hardware: Hardware) -> Gpu | None:
     )
 
 
-def gpu_margin(gpu: Gpu) -> int:
-    """VRAM left alone: allocators round up, and a desktop grows."""
-    return max(256 * MIB, gpu.total // 32)
-
-
-def ram_margin(room: int) -> int:
-    """RAM left alone for the system and for what changes between planning and loading."""
-    return 64 * MIB + room // 100
-
-
 class _Problem:
     """One model on one machine."""
 
@@ -135,14 +123,20 @@ class _Problem:
             Item("margin", gpu_margin(self.gpu)),
         ]
 
-    def ram_items(self, order: Order, gpu: int, context: int) -> list[Item]:
-        """What lies in RAM besides weights when the first `gpu` steps are on the GPU."""
+    def ram_items(
+        self, order: Order, gpu: int, context: int, streams: int | None = None
+    ) -> list[Item]:
+        """What lies in RAM besides weights when the first `gpu` steps are on the GPU, to which
+        experts come for prompts of `streams` tokens or more.
+        """
         demands = self.demands
         layers = int(order.attention[-1] - order.attention[gpu])
         asked = gpu > 0 and order.ffns[-1] > order.ffns[gpu]
         return [
             Item(demands.cache_name, demands.cache_ram * layers * context),
-            Item("workspace", _workspace(demands, min(context, CHUNK), layers > 0, asked)),
+            Item(
+                "workspace", ram_workspace(demands, min(context, CHUNK), layers > 0, asked, streams)
+            ),
             Item("program", PROGRAM_WITH_GPU if gpu > 0 else PROGRAM),
             Item("margin", ram_margin(self.ram_room)),
         ]
@@ -214,9 +208,18 @@ class _Problem:
         fixed = sum(item.nbytes for item in self.ram_items(cut.order, cut.gpu, context))
         return Tier.RAM if fixed + self.embedding.nbytes <= self.ram_room else Tier.DISK
 
-    def _predict(self, cut: _Cut) -> Prediction:
-        gpu = self.gpu if cut.gpu else None
-        return predict(self._traffic(cut), self.hardware, gpu, self.owned)
+    def _predict(self, cut: _Cut, streams: int | None = None) -> Prediction:
+        gpu, traffic = self.gpu if cut.gpu else None, self._traffic(cut)
+        if streams is not None and streams <= PROMPT:
+            routed = _routed(cut)
+            traffic = replace(
+                traffic,
+                streamed_bytes=sum(step.nbytes for step in routed),
+                prompt_ram_bytes=traffic.prompt_ram_bytes
+                - sum(step.prompt_read for step in routed),
+                cpu_operations=traffic.cpu_operations - sum(step.weighed for step in routed),
+            )
+        return predict(traffic, self.hardware, gpu, self.owned)
 
     def _traffic(self, cut: _Cut) -> Traffic:
         o, gpu, ram = cut.order, cut.gpu, cut.ram
@@ -241,6 +244,7 @@ class _Problem:
             prompt_disk_bytes=o.prompt[-1] - o.prompt[ram],
             cpu_operations=o.weighed[-1] - o.weighed[gpu],
             gpu_operations=o.operations[gpu],
+            streamed_bytes=0.0,
             stored_bytes=int(o.nbytes[ram]) + self.embedding.nbytes,
             uploaded_bytes=int(o.gpu_nbytes[gpu]),
         )
@@ -253,7 +257,9 @@ class _Problem:
             missing = fixed + self.nbytes + self.embedding.nbytes - self.ram_room
             cut = _Cut(self.order(0), 0, 0, False, missing)
         embedding = self._embedding_tier(cut, context)
-        ram = self.ram_items(cut.order, cut.gpu, context)
+        gpu = self.gpu_items(int(cut.order.attention[cut.gpu]), context)
+        streams = self._streams_from(cut, context, gpu)
+        ram = self.ram_items(cut.order, cut.gpu, context, streams)
         # A mapped file is brought in whole; with a GPU only what the CPU reads of it.
         needed = sum(item.nbytes for item in ram)
         needed += self.nbytes + self.embedding.nbytes + self.unused.nbytes
@@ -264,7 +270,8 @@ class _Problem:
             tiers |= {weight.name: tier for weight in placed_step.weights}
         tiers |= {weight.name: embedding for weight in self.embedding.weights}
         tiers |= {w.name: Tier.RAM if spare else Tier.DISK for w in self.unused.weights}
-        gpu = self.gpu_items(int(cut.order.attention[cut.gpu]), context)
+        if streams is not None:
+            gpu.append(Item("streamed experts", self._streaming_bytes(context)))
         placed = {tier: self._items(tiers, tier) for tier in Tier}
         return Placement(
             tiers=tiers,
@@ -278,8 +285,26 @@ class _Problem:
             fits=works and cut.fits,
             works=works,
             shortfall=cut.missing,
-            prediction=self._predict(cut),
+            prediction=self._predict(cut, streams),
+            streams_from=streams,
         )
+
+    def _streaming_bytes(self, context: int) -> int:
+        """What a GPU needs more where experts come to it for prompts."""
+        tokens = min(context, CHUNK)
+        return self.demands.streamed_on_gpu(tokens) - self.demands.prompt_on_gpu(tokens)
+
+    def _streams_from(self, cut: _Cut, context: int, gpu: list[Item]) -> int | None:
+        """The shortest prompt for which experts come to the GPU, where the plan leaves room for
+        that: it costs decoding nothing.
+        """
+        routed = [weight for step in _routed(cut) for weight in step.weights]
+        if self.gpu is None or not (cut.gpu and cut.fits and routed and self.demands.gpu_streaming):
+            return None
+        used = cut.order.gpu_nbytes[cut.gpu] + sum(item.nbytes for item in gpu)
+        tokens = streams_from(routed, self.hardware, self.gpu)
+        room = used + self._streaming_bytes(context) <= self._gpu_room()
+        return tokens if room and tokens <= min(context, CHUNK) else None
 
     def _items(self, tiers: dict[str, Tier], tier: Tier) -> list[Item]:
         """The weights of a tier by what they are for."""
@@ -290,15 +315,9 @@ class _Problem:
         return [Item(kind.value, nbytes) for kind, nbytes in sizes.items() if nbytes]
 
 
-def _workspace(demands: Demands, tokens: int, attention: bool, asked: bool) -> int:
-    """Bytes of RAM for a prompt of `tokens`: where the CPU attends, and where it is `asked` by a
-    GPU for experts or FFNs, whose pinned memory stays.
-    """
-    asking = demands.prompt_beside_gpu(tokens) if asked else 0
-    if not attention:
-        return asking
-    expanded = demands.ram_per_token * tokens + SCORES * min(tokens * tokens, MOST_SCORES)
-    return asking + max(expanded, demands.absorbed_per_token * min(tokens, ABSORBED))
+def _routed(cut: _Cut) -> list[Step]:
+    """Experts that lie in RAM."""
+    return [step for step in cut.order.steps[cut.gpu : cut.ram] if step.kind == Kind.ROUTED]
 
 
 def _some(items: list[Item]) -> list[Item]:

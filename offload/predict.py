@@ -8,6 +8,8 @@ predicts slower. Not here: which bytes lie where (offload.planner).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offload.hardware import AMX, ZEN, Gpu, Hardware
@@ -35,6 +37,7 @@ GPU_OPERATIONS_PER_BYTE = 40.0  # arithmetic that a card does while it reads a b
 
 # In huge pages: bytes/second that a core's arithmetic costs beside the reading.
 OWNED_CORE = 100e9
+STAGED_SHARE = 0.4  # of RAM's bandwidth: what is read, written to a buffer and read again by a GPU
 DISK_SHARE = 0.5  # of sequential reading, for the scattered reads of page faults
 
 
@@ -78,6 +81,7 @@ class Traffic:
     prompt_disk_bytes: float
     cpu_operations: float  # of the prompt, weighed by what they cost: see prompt_cost
     gpu_operations: float
+    streamed_bytes: float  # of experts, that cross to the GPU for the prompt
     stored_bytes: int  # weights to load
     uploaded_bytes: int  # those of a GPU
 
@@ -93,6 +97,17 @@ def prompt_cost(weight: Weight, isa: str) -> tuple[float, float, float]:
     terms = LINEAR_TERMS if weight.kind in (Kind.ATTENTION, Kind.HEAD) else 1
     weighed = terms * operations * (1 + HALF_TOKENS / max(full, 1.0))
     return weight.nbytes * met, operations, weighed
+
+
+def streams_from(routed: Sequence[Weight], hardware: Hardware, gpu: Gpu) -> int:
+    """From how many tokens of a prompt on these experts in RAM cross to the GPU in less time than
+    the CPU computes.
+    """
+    (fraction,) = {weight.read_fraction for weight in routed}
+    operations = sum(2.0 * weight.values * fraction for weight in routed)  # of a token
+    crossing = _stream_seconds(sum(weight.nbytes for weight in routed), hardware, gpu)
+    computed = crossing * hardware.int8_ops * shares_of(hardware.isa).int8
+    return max(1, math.ceil(computed / max(operations, 1.0) - HALF_TOKENS / fraction))
 
 
 def predict(
@@ -118,6 +133,11 @@ def predict(
 def _seconds(amount: float, speed: float) -> float:
     """Time for `amount`; very long where the speed is unknown or nothing."""
     return amount / max(speed, 1.0)
+
+
+def _stream_seconds(nbytes: float, hardware: Hardware, gpu: Gpu) -> float:
+    """Time for so much to cross from RAM to the GPU."""
+    return _seconds(nbytes, min(gpu.pcie, hardware.ram_bandwidth * STAGED_SHARE))
 
 
 def _experts_share(hardware: Hardware, owned: bool) -> float:
@@ -178,6 +198,7 @@ def _prompt_seconds(
         "CPU arithmetic": compute if compute >= read else 0.0,
         "RAM bandwidth": read if read > compute else 0.0,
         "GPU arithmetic": on_gpu,
+        "PCIe bandwidth": _stream_seconds(t.streamed_bytes, hardware, gpu) if gpu else 0.0,
         "disk bandwidth": _seconds(t.prompt_disk_bytes, hardware.disk_bandwidth),
     }
     fixed = t.cpu_layers * PREFILL_LAYER_SECONDS + t.gpu_layers * _gpu_layer_seconds(t)

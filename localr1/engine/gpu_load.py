@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -37,13 +37,14 @@ def gpu_runner(
     torch.cuda.set_device(index)
     on_gpu = [name for name, tier in found.tiers.items() if tier is Tier.GPU and name in weights]
     try:
-        compile_kernels(config, formats_of(config, weights, on_gpu), index, cache, report)
-        sent = set(Kind) - {Kind.ROUTER}  # which comes otherwise, and is little
-        total = sum(item.nbytes for item in found.gpu if item.name in sent)
+        formats = formats_of(config, weights, on_gpu, found.streams_from is not None)
+        compile_kernels(config, formats, index, cache, report)
+        uploaded = set(Kind) - {Kind.ROUTER}  # which comes otherwise, and is little
+        total = sum(item.nbytes for item in found.gpu if item.name in uploaded)
         with torch.inference_mode():
             parts = GpuParts(
                 config, found.context, f"cuda:{index}", set(on_gpu).__contains__,
-                _sent(report, total), cache,
+                sent(report, total), cache, found.streams_from,
             )  # fmt: skip
             model = Transformer(config, weights, found.context, parts)
         return GpuRunner(model, parts, found.context)
@@ -66,13 +67,17 @@ def compile_kernels(
             report(Progress("Compiling GPU kernels, first run only", done, total, "kernels"))
 
 
-def formats_of(config: Config, weights: Weights, on_gpu: Iterable[str]) -> tuple[set[str], ...]:
+def formats_of(
+    config: Config, weights: Weights, on_gpu: Iterable[str], streams: bool
+) -> tuple[set[str], ...]:
     """The formats that matrices among these weights have on a GPU: outside the routed experts,
-    theirs, and the embedding's if the GPU reads that. Norms, biases and routers have kernels of
-    their own.
+    theirs, the embedding's if the GPU reads that, and those of experts that it `streams` from RAM.
+    Norms, biases and routers have kernels of their own.
     """
-    others, experts, embedded = set[str](), set[str](), set[str]()
+    others, experts, embedded, streamed = set[str](), set[str](), set[str](), set[str]()
     names = set(on_gpu)
+    if streams and isinstance(config, ModelConfig):
+        streamed |= {weights[name].format.name for name in _routed(config) if name not in names}
     if lies_whole(config, names.__contains__):
         embedded.add(weights["token_embd.weight"].format.name)
     for name in names:
@@ -83,11 +88,17 @@ def formats_of(config: Config, weights: Weights, on_gpu: Iterable[str]) -> tuple
         (experts if "_exps." in name else others).add(found)
         if name.endswith("attn_kv_b.weight") and isinstance(config, ModelConfig):
             others.add(inventory.keys_on_gpu(found, config))
-    return others, experts, embedded
+    return others, experts, embedded, streamed
 
 
-def _sent(report: Report, total: int) -> Callable[[int], None]:
-    """`report` for an upload of `total` bytes, told of each piece of it."""
+def _routed(config: ModelConfig) -> Iterator[str]:
+    """The names of the routed experts."""
+    for layer in range(config.n_dense_layers, config.n_layers):
+        yield from (f"blk.{layer}.ffn_{matrix}_exps.weight" for matrix in ("gate", "up", "down"))
+
+
+def sent(report: Report, total: int) -> Callable[[int], None]:
+    """`report` for an upload of about `total` bytes, told of each piece of it."""
     done = 0
 
     def more(piece: int) -> None:

@@ -31,7 +31,7 @@ class GpuRunner(Runner):
     chunk = SUPER_CHUNK
 
     def __init__(self, model: Transformer, parts: GpuParts, context: int) -> None:
-        self.model = model
+        self.model, self._parts = model, parts
         self.vocab_size = model.config.vocab_size
         self._cache = model.new_cache(context)
         self._graph: DecodeGraph | DecodeAhead | None = None
@@ -60,7 +60,7 @@ class GpuRunner(Runner):
         self.rest()
         torch.set_num_threads(cpu_experts.get_threads())
         n_layers = len(self.model.blk)
-        for layer, state in enumerate(halves.read(self.model, ids, self._cache)):
+        for layer, state in enumerate(halves.read(self.model, self._parts, ids, self._cache)):
             hidden = state
             yield (layer + 1) / n_layers
         yield self.model.head(hidden, last=1)

@@ -95,6 +95,7 @@ class LlamaModel:
             gpu_per_token=0,
             halved_from=1,
             gpu_piece=_GPU_BUFFERS,
+            gpu_streaming=0,
             ram_per_token=4 * CPU_BATCH * (self.heads + 1) if scores else 0,
             hybrid_per_token=0,
             experts_per_token=0,

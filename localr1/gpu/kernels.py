@@ -32,12 +32,13 @@ def kernels(
     formats: Iterable[str],
     experts: Iterable[str],
     embedded: Iterable[str] = (),
+    streamed: Iterable[str] = (),
     *,
     eight_bit: bool = False,
 ) -> Iterator[Configuration]:
     """For a model of `sizes` whose weights on the GPU have `formats`; those of routed experts that
-    lie there too `experts`, and an embedding that the GPU reads `embedded`; with a cache of 8 bits
-    a value or of 16.
+    lie there too `experts`, of those that come there for prompts `streamed`, and an embedding that
+    the GPU reads `embedded`; with a cache of 8 bits a value or of 16.
     """
     yield from linear_configurations.configurations(arch, sizes, formats, tokens=(1,))
     for module in (activation, activations, mailbox, norm, sampling):
@@ -48,6 +49,7 @@ def kernels(
             yield from of_cache(module.configurations(arch, sizes), eight_bit)
         return
     yield from linear_configurations.chosen(arch, sizes, experts)
+    yield from linear_configurations.grouped(arch, {*experts, *streamed})
     yield from combine.configurations(arch, sizes)
     for module in (cache_rows, mla, mla_prefill, rope, router):
         yield from of_cache(module.configurations(arch, sizes), eight_bit)

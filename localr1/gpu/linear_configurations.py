@@ -39,9 +39,7 @@ def configurations(
 
 
 def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Configuration]:
-    """Products with routed experts in a GPU's memory: the matrices of a stack that `ids` names, and
-    those of prompts.
-    """
+    """Products of decoding with routed experts: the matrices of a stack that `ids` names."""
     inter, hidden = sizes.moe_intermediate_size, sizes.hidden_size
     kinds = "*fp32", "*fp32", None, "*i32"
     for name in formats:
@@ -53,11 +51,10 @@ def chosen(arch: int, sizes: LatentSizes, formats: Iterable[str]) -> Iterator[Co
         }
         for tile, n in sorted(tiles, key=str):
             yield gemv_configuration(name, tile, n, False, *kinds)
-    yield from grouped(arch, formats)
 
 
 def grouped(arch: int, formats: Iterable[str]) -> Iterator[Configuration]:
-    """Products of a prompt with routed experts, wherever these lie."""
+    """Products of a prompt with routed experts."""
     for name in formats:
         for tile in _matmul_tiles(arch, name):
             yield _matmul(name, tile, "*fp32", "*fp32", None, "*i32")

@@ -109,6 +109,13 @@ def upload(
     )
 
 
+def lay_apart(blocks: torch.Tensor, data: torch.Tensor, format: GpuFormat) -> None:
+    """Write blocks as a file has them, uint8 on the GPU, into `data`, as GpuWeight has them."""
+    rows = blocks.view(-1, format.block_bytes)
+    for plane, (begin, end) in zip(_planes(data, format, len(rows)), format.planes, strict=True):
+        plane.copy_(rows[:, begin:end])
+
+
 def _planes(data: torch.Tensor, format: GpuFormat, n_blocks: int) -> list[torch.Tensor]:
     """The planes as [blocks, bytes of a block's part]."""
     widths = [end - begin for begin, end in format.planes]

@@ -2,11 +2,13 @@
 
 Those in RAM are asked through the mailbox while a graph is recorded (localr1.engine.graph), so that
 no Python runs between the GPU and them; else activations are copied to RAM and answers back. A
-dense FFN in RAM goes the same way.
+dense FFN in RAM goes the same way. For a long prompt they come to the GPU (gpu_streaming.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from localr1.gpu.tiles import FEW
 from localr1.models.architecture import Config
 from localr1.models.experts import feed_forward, only_expert
 from localr1.models.gpu_grouped import add_answers, slots_of
+from localr1.models.gpu_streaming import Streaming
 
 if TYPE_CHECKING:
     from localr1.models.gpu import GpuParts
@@ -65,6 +68,15 @@ class Copied(NamedTuple):
         return parts[-1].to(self.stage.device, non_blocking=True, copy=True)
 
 
+class Computed(NamedTuple):
+    """An answer that the GPU has been told to compute."""
+
+    answer: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        return self.answer
+
+
 class Stage:
     """The way from the GPU to the experts in RAM and back.
 
@@ -80,7 +92,14 @@ class Stage:
         self.dense: set[int] = set()  # layers whose bank is a dense FFN
         self.handoff: Handoff | None = None
         self.spare: list[tuple[torch.Tensor, ...]] = []  # for a question and its answer each
+        self.streaming: Streaming | None = None  # of the prompt that is being read
+        self.streamer: Streaming | None = None
         self._only = only_expert(FEW, self.top_k, device)  # graphs read it as long as we live
+
+    @property
+    def routed(self) -> dict[int, ExpertBank]:
+        """The routed experts in RAM, by layer."""
+        return {i: bank for i, bank in enumerate(self.banks) if bank and i not in self.dense}
 
     def ask(
         self, layer: int, normed: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -96,6 +115,17 @@ class Stage:
         if arrived is not None:
             arrived.record()
         return Copied(self, layer, len(normed), memory, arrived)
+
+    @contextmanager
+    def streamed(self) -> Iterator[None]:
+        """Inside, routed experts come to the GPU, each layer's once, instead of being asked."""
+        if self.streamer is None:
+            self.streamer = Streaming(self.routed, self.device)
+        with self.streamer as self.streaming:
+            try:
+                yield
+            finally:
+                self.streaming = None
 
     def only_expert(self, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The choice of tokens that all take a dense FFN: see experts.only_expert."""
@@ -133,7 +163,10 @@ class RamExperts:
 
     def start(
         self, normed: Activations, ids: torch.Tensor, weights: torch.Tensor
-    ) -> Copied | Posted:
+    ) -> Copied | Posted | Computed:
+        streaming = self.stage.streaming
+        if streaming is not None and self.layer in streaming.banks:
+            return Computed(streaming.answer(self.layer, normed.values, ids, weights))
         return self.stage.ask(self.layer, normed.values, ids, weights)
 
 
@@ -144,17 +177,8 @@ class RamMLP:
         self.stage, self.experts = stage, RamExperts(stage, layer, bank)
         stage.dense.add(layer)
 
-    def __call__(self, normed: Activations, x: torch.Tensor) -> Copied | Posted:
+    def __call__(self, normed: Activations, x: torch.Tensor) -> Copied | Posted | Computed:
         return self.experts.start(normed, *self.stage.only_expert(len(normed)))
-
-
-class Computed(NamedTuple):
-    """An answer that the GPU has been told to compute."""
-
-    answer: torch.Tensor
-
-    def wait(self) -> torch.Tensor:
-        return self.answer
 
 
 class VramExperts:

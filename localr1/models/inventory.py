@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localr1.errors import Unsupported
-from localr1.gpu.sizes import KEYS_BYTES, PIECE, halved_from
+from localr1.gpu.sizes import KEYS_BYTES, PIECE, SLOTS, STREAMED, halved_from
 from localr1.models import cache_layout
 from localr1.models.architecture import Config
 from localr1.models.config import ModelConfig
@@ -215,6 +215,7 @@ def _latent(c: ModelConfig) -> Demands:
         gpu_per_token=8 * hidden,
         halved_from=halved_from(c),
         gpu_piece=max(_latent_piece(c), _ffn_piece(c.intermediate_size)),
+        gpu_streaming=3 * STREAMED + SLOTS * (8 * hidden + 12 * c.moe_intermediate_size),
         ram_per_token=lives + wide,
         hybrid_per_token=8 * hidden,
         experts_per_token=4 * hidden + pairs,
@@ -239,6 +240,7 @@ def _grouped(c: DenseConfig) -> Demands:
         gpu_per_token=8 * c.hidden_size,
         halved_from=halved_from(c),
         gpu_piece=_ffn_piece(c.intermediate_size),
+        gpu_streaming=0,
         ram_per_token=per_token,
         hybrid_per_token=8 * c.hidden_size,
         experts_per_token=4 * c.hidden_size + 5 * c.intermediate_size // 4,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from localr1.engine import halves
 from localr1.engine.gpu_load import formats_of
 from localr1.gpu import launch
 from localr1.gpu.cubins import Configuration
@@ -66,11 +67,11 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, ...]]:
 
 
 def run(config: Config, weights: Weights, on_gpu: Callable[[str], bool], cache: str) -> int:
-    """A token, few and many; the architecture."""
-    parts = GpuParts(config, 64, "cpu", on_gpu, cache=cache)
+    """A token, few and many, of which most stream experts; the architecture."""
+    parts = GpuParts(config, 64, "cpu", on_gpu, cache=cache, streams_from=20)
     model = Transformer(config, weights, 64, parts)
     for n_tokens in (1, 9, 20):
-        *_, hidden = model.layers([0] * n_tokens, model.new_cache(64))
+        *_, hidden = halves.read(model, parts, [0] * n_tokens, model.new_cache(64))
         model.head(hidden, last=1)
     return parts.arch
 
@@ -84,7 +85,7 @@ def test_nothing_is_launched_that_was_not_compiled(
     config = read_config(source)
     for on_gpu in PLACES.values():
         arch = run(config, source, on_gpu, cache)
-    formats = formats_of(config, source, source.names())
+    formats = formats_of(config, source, source.names(), streams=True)
     compiled = {
         told(made) for made in kernels(arch, config, *formats, eight_bit=cache == IN_8_BITS)
     }
@@ -101,6 +102,6 @@ def test_nor_of_random_weights(
     in_ram = frozenset(name for name in weight_shapes(config) if name.endswith(suffix))
     weights = SyntheticWeights(config, "Q4_K_M", in_ram, 64 << 20)
     arch = run(config, weights, lambda name: name not in in_ram, IN_16_BITS)
-    formats = formats_of(config, weights, weights.other_names)
+    formats = formats_of(config, weights, weights.other_names, streams=True)
     compiled = {told(made) for made in kernels(arch, config, *formats)}
     assert launched and not sorted(launched - compiled)

@@ -14,7 +14,7 @@ from localr1.engine import halves
 from localr1.engine.ahead import DecodeAhead
 from localr1.engine.cpu_graph import CpuGraph
 from localr1.engine.graph import DecodeGraph
-from localr1.models import inventory
+from localr1.models import gpu_streaming, inventory
 from localr1.models.cache_layout import CACHES
 from localr1.models.gpu import GpuParts
 from localr1.models.gpu_embedding import GpuEmbedding
@@ -87,12 +87,36 @@ def test_halves_side_by_side_are_the_whole(
     for least in (4096, 8):
         monkeypatch.setattr(halves, "halved_from", lambda config, least=least: least)
         cache = model.new_cache(CONTEXT)
-        *_, hidden = halves.read(model, ids, cache)
+        *_, hidden = halves.read(model, parts, ids, cache)
         rows = [cache.of(layer)[0][:21].cpu().float() for layer in range(config.n_layers)]
         found.append((model.head(hidden, last=1).cpu(), torch.stack(rows)))
     (whole, rows), (twice, rows_twice) = found
     torch.testing.assert_close(twice, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(rows_twice, rows, rtol=1e-5, atol=1e-5)
+
+
+def read(source: Source, parts: GpuParts, ids: list[int]) -> torch.Tensor:
+    """The logits behind a prompt."""
+    model = Transformer(read_config(source), source, CONTEXT, parts)
+    *_, hidden = halves.read(model, parts, ids, model.new_cache(CONTEXT))
+    return model.head(hidden, last=1).cpu()
+
+
+def test_streamed_experts_answer_as_those_on_the_gpu(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In three pieces, whose order of sums differs; twice, since their memory is used again."""
+    config, matrices = read_config(source), ("gate", "up", "down")
+    experts = sum(source[f"blk.1.ffn_{matrix}_exps.weight"].nbytes for matrix in matrices)
+    monkeypatch.setattr(gpu_streaming, "STREAMED", experts * 3 // config.n_routed_experts)
+    there = GpuParts(config, CONTEXT, DEVICE, PLACES["all on the GPU"])
+    streams = GpuParts(config, CONTEXT, DEVICE, PLACES["experts in RAM"], streams_from=20)
+    ids = [(5 * i * i + i) % 256 for i in range(21)]
+    found, again = read(source, streams, ids), read(source, streams, ids)
+    torch.testing.assert_close(found, read(source, there, ids), rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, again)
+    assert streams.stage.streamer is not None
+    assert len(streams.stage.streamer.pieces) == 3
 
 
 @pytest.fixture(scope="module", params=DENSE)

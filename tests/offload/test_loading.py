@@ -18,8 +18,8 @@ from localr1.models import inventory
 from localr1.models.source import open_source, read_config
 from offload import syscalls
 from offload.hardware import on_paper
-from offload.planner import PROGRAM
 from offload.residency import holder
+from offload.workspace import PROGRAM
 from tests import toy
 from tests.offload.test_residency import refuse
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from offload.hardware import AMX, Hardware, on_paper
 from offload.placement import Kind, Weight
-from offload.predict import PROMPT, Traffic, predict, prompt_cost
+from offload.predict import PROMPT, Traffic, predict, prompt_cost, streams_from
 
 GIB = 1 << 30
 NOTHING = Traffic(
     gpu_bytes=0, gpu_hidden_bytes=0, ram_bytes=0, linear_bytes=0, disk_bytes=0, gpu_layers=0,
     routed=False, cpu_layers=0, handoffs=0, decode_operations=0, prompt_operations=0,
     prompt_ram_bytes=0, prompt_gpu_bytes=0, prompt_disk_bytes=0, cpu_operations=0,
-    gpu_operations=0, stored_bytes=0, uploaded_bytes=0,
+    gpu_operations=0, streamed_bytes=0, stored_bytes=0, uploaded_bytes=0,
 )  # fmt: skip
 
 
@@ -48,6 +48,22 @@ def test_a_prompt_is_bound_by_arithmetic_or_by_reading() -> None:
     found = predict(reading, hardware, None)
     assert found.prefill_limit == "RAM bandwidth"
     assert found.prefill_tps < PROMPT / (400 / 200)
+
+
+def test_experts_cross_where_the_cpu_would_take_longer() -> None:
+    """R1: 367 GiB take 15.8 s at 25 GB/s; 10 TOP/s compute what some 1,700 tokens ask in that."""
+    hardware, values = machine(), 58 * 256 * 3 * 7168 * 2048
+    experts = Weight("experts", 367 * GIB, 8 / 256, Kind.ROUTED, values)
+    few = streams_from([experts], hardware, hardware.gpus[0])
+    assert 1600 < few < 1800
+    twice = replace(hardware.gpus[0], pcie=50e9)
+    assert 0.35 * few < streams_from([experts], hardware, twice) < 0.5 * few
+    slow = machine(ram_bandwidth=20e9)  # too slow to fill the card's buffers
+    assert streams_from([experts], slow, slow.gpus[0]) > 3 * few
+    traffic = replace(NOTHING, streamed_bytes=25e9)
+    found = predict(traffic, hardware, hardware.gpus[0])
+    assert found.prefill_limit == "PCIe bandwidth"
+    assert abs(found.prefill_tps / PROMPT - 1) < 1e-3
 
 
 def test_huge_pages_leave_what_a_core_computes() -> None:
@@ -89,7 +105,8 @@ traffics = st.builds(
     cpu_layers=st.integers(0, 100), handoffs=st.integers(0, 100),
     decode_operations=st.integers(0, 1 << 20), prompt_operations=st.integers(0, 1 << 20),
     prompt_ram_bytes=amounts, prompt_gpu_bytes=amounts, prompt_disk_bytes=amounts,
-    cpu_operations=amounts, gpu_operations=amounts, stored_bytes=st.integers(0, 10**13),
+    cpu_operations=amounts, gpu_operations=amounts, streamed_bytes=amounts,
+    stored_bytes=st.integers(0, 10**13),
     uploaded_bytes=st.integers(0, 10**13),
 )  # fmt: skip
 SPEEDS = ("ram_bandwidth", "disk_bandwidth", "int8_ops")

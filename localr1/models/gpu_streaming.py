@@ -1,0 +1,213 @@
+"""Experts in RAM that come to the GPU for a long prompt, a few at a time.
+
+Few tokens are sooner answered where the experts lie. Many ask more arithmetic than a CPU has, and
+then the whole bank crosses to the GPU in less time: a thread sends piece after piece, in the order
+in which the layers will ask, and the GPU computes on the last piece while the next one travels.
+From memory that the driver knows it goes straight; else through pinned buffers, which all cores
+fill.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cpu_experts import ExpertBank, QuantTensor
+from localr1.gpu.formats import GPU_FORMATS
+from localr1.gpu.sizes import STAGED, STREAMED
+from localr1.gpu.weights import GpuWeight, lay_apart
+from localr1.models.gpu_grouped import add_answers, slots_of
+
+_ALIGNMENT = 256  # bytes: what kernels and copies like
+_PLACES = 2  # pieces that are on their way or wait to be laid apart
+_STAGES = 3  # pinned buffers
+
+
+class Piece(NamedTuple):
+    """Experts `first` to `end` of a layer."""
+
+    layer: int
+    first: int
+    end: int
+
+
+@dataclass
+class _Place:
+    """Memory of the GPU for a piece as it lies in the file, one matrix's experts behind another."""
+
+    memory: torch.Tensor
+    arrived: torch.cuda.Event | None = None
+    taken: torch.cuda.Event | None = None  # laid apart: others may come
+
+
+class Streaming:
+    """The experts of `banks`, by layer, for one prompt at a time: `with streaming: ...`, inside
+    which each layer is asked once, in order.
+    """
+
+    def __init__(self, banks: Mapping[int, ExpertBank], device: torch.device) -> None:
+        self.banks, self.device = banks, device
+        self.pieces = list(_pieces(banks))
+        nbytes = max(_room(banks[piece.layer], piece) for piece in self.pieces)
+        self._places = [_Place(self._empty(nbytes)) for _ in range(_PLACES)]
+        self._apart = self._empty(nbytes)
+        self._stage = _Stage(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def _empty(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def __enter__(self) -> Streaming:
+        self._free: SimpleQueue[_Place | None] = SimpleQueue()
+        self._sent: SimpleQueue[tuple[Piece, _Place] | BaseException] = SimpleQueue()
+        for place in self._places:
+            self._free.put(place)
+        self._thread = threading.Thread(target=self._send_all, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
+        self._thread.join()
+
+    def answer(
+        self, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """What the layer's experts answer to `x` float32 `[T, hidden]`, chosen by `ids` int32 and
+        summed by `weights` float32 `[T, k]`.
+        """
+        bank = self.banks[layer]
+        out, slots, done = torch.zeros_like(x), slots_of(ids, bank.n_experts), 0
+        while done < bank.n_experts:
+            sent = self._sent.get()
+            if isinstance(sent, BaseException):
+                raise sent
+            piece, place = sent
+            assert (piece.layer, piece.first) == (layer, done)
+            add_answers(out, x, weights, slots, self._taken(bank, piece, place), done)
+            done = piece.end
+        return out
+
+    def _taken(self, bank: ExpertBank, piece: Piece, place: _Place) -> list[GpuWeight]:
+        """Gate, up and down of a piece, as kernels read them; the place is free for another."""
+        if place.arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(place.arrived)
+        found, at = [], 0
+        for weight in _matrices(bank):
+            nbytes = _nbytes(weight, piece)
+            there = slice(at, at + nbytes)
+            shape, at = (piece.end - piece.first, *weight.shape[-2:]), at + _aligned(nbytes)
+            data, layout = self._apart[there], GPU_FORMATS[weight.format.name]
+            lay_apart(place.memory[there], data, layout)
+            scales = _scales(weight, piece)
+            on_gpu = None if scales is None else torch.from_numpy(scales).to(self.device)
+            found.append(GpuWeight(layout.name, shape, data, on_gpu))
+        if self._stream is not None:
+            place.taken = torch.cuda.current_stream(self.device).record_event()
+        self._free.put(place)
+        return found
+
+    def _send_all(self) -> None:
+        """The thread's work; it ends where the prompt does, however that ends."""
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                for piece in self.pieces:
+                    place = self._free.get()
+                    if place is None:
+                        return
+                    self._send(piece, place)
+                    self._sent.put((piece, place))
+        except BaseException as error:  # which the prompt's reader raises
+            self._sent.put(error)
+
+    def _send(self, piece: Piece, place: _Place) -> None:
+        if self._stream is not None and place.taken is not None:
+            self._stream.wait_event(place.taken)
+        at = 0
+        for weight in _matrices(self.banks[piece.layer]):
+            begin = at
+            for source in _sources(weight, piece):
+                target = place.memory[at : at + len(source)]
+                if self._stage is None:
+                    target.copy_(source)
+                else:
+                    self._stage.send(source, target)
+                at += len(source)
+            at = begin + _aligned(at - begin)
+        if self._stream is not None:
+            place.arrived = self._stream.record_event()
+
+
+class _Stage:
+    """Pinned buffers in turn, through which bytes go that the driver cannot read where they are."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._buffers = [
+            torch.empty(STAGED, dtype=torch.uint8, pin_memory=True) for _ in range(_STAGES)
+        ]
+        self._sent: list[torch.cuda.Event | None] = [None] * _STAGES
+        self._turn = 0
+
+    def send(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Enqueue the copy on the current stream."""
+        if source.is_pinned():
+            target.copy_(source, non_blocking=True)
+            return
+        for piece, place in zip(source.split(STAGED), target.split(STAGED), strict=True):
+            sent, buffer = self._sent[self._turn], self._buffers[self._turn][: len(piece)]
+            if sent is not None:
+                sent.synchronize()
+            buffer.copy_(piece)  # by all cores
+            place.copy_(buffer, non_blocking=True)
+            self._sent[self._turn] = torch.cuda.current_stream().record_event()
+            self._turn = (self._turn + 1) % _STAGES
+
+
+def _matrices(bank: ExpertBank) -> tuple[QuantTensor, QuantTensor, QuantTensor]:
+    return bank.gate, bank.up, bank.down
+
+
+def _pieces(banks: Mapping[int, ExpertBank]) -> Iterator[Piece]:
+    """All experts of all layers, as many at a time as STREAMED bytes hold."""
+    for layer, bank in sorted(banks.items()):
+        step = max(1, STREAMED * bank.n_experts // bank.nbytes)
+        for first in range(0, bank.n_experts, step):
+            yield Piece(layer, first, min(first + step, bank.n_experts))
+
+
+def _nbytes(weight: QuantTensor, piece: Piece) -> int:
+    return (piece.end - piece.first) * weight.rows * weight.row_bytes
+
+
+def _room(bank: ExpertBank, piece: Piece) -> int:
+    return sum(_aligned(_nbytes(weight, piece)) for weight in _matrices(bank))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _sources(weight: QuantTensor, piece: Piece) -> Iterator[torch.Tensor]:
+    """Where the bytes of a piece's experts lie."""
+    own: Sequence[np.ndarray] = weight.parts[piece.first : piece.end]
+    if len(weight.parts) == 1:
+        each = weight.rows * weight.row_bytes
+        own = [weight.parts[0][piece.first * each : piece.end * each]]
+    for part in own:  # by their address: torch warns of memory that cannot be written
+        there = (ctypes.c_uint8 * part.size).from_address(part.ctypes.data)
+        yield torch.from_numpy(np.ctypeslib.as_array(there))
+
+
+def _scales(weight: QuantTensor, piece: Piece) -> np.ndarray | None:
+    """FP8's, of a piece's experts."""
+    if not weight.scales:
+        return None
+    each = np.concatenate([scales.reshape(-1) for scales in weight.scales])
+    return each.reshape(weight.count, -1)[piece.first : piece.end].reshape(-1)
