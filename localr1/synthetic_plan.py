@@ -13,7 +13,7 @@ from localr1.errors import DoesNotFit
 from localr1.models.inventory import Inventory
 from offload.hardware import Gpu, Hardware, on_paper
 from offload.placement import Kind, Placement, Tier
-from offload.planner import plan
+from offload.planner import CHUNK, STREAMED_EXPERTS, plan
 
 _GIB = 1 << 30
 _CARDS = {"RTX 4090": 1008e9, "RTX 3090": 936e9}  # bytes/second by the data sheet; 24 GiB each
@@ -64,15 +64,16 @@ def planned(stock: Inventory, gpu: Gpu | None, found: Hardware, context: int) ->
     left = [w for w in stock.weights if w.kind not in free and placed.tier(w.name) != Tier.GPU]
     if left or placed.context < context:
         all_fits = _plan(stock, _with_free(roomy, 1 << 50), context)
-        need = _without(all_fits, *free) / _GIB
+        need = _without(all_fits, *(kind.value for kind in free)) / _GIB
         raise DoesNotFit(
             f"this needs {need:.1f} GiB of VRAM and {gpu.free / _GIB:.1f} GiB is free",
             "a smaller --context or --quant, or --cache 8bit, needs less; --vram 0 runs on the CPU",
         )
     if not _routed(stock):
         return placed
-    only = _with_free(roomy, _without(placed, Kind.ROUTED))
-    return _plan(stock, only, context)
+    streaming = stock.demands.streaming(min(context, CHUNK))
+    need = _without(placed, Kind.ROUTED.value, STREAMED_EXPERTS) + streaming
+    return _plan(stock, _with_free(roomy, min(need, gpu.free)), context)
 
 
 def _plan(stock: Inventory, found: Hardware, context: int) -> Placement:
@@ -84,9 +85,8 @@ def _with_free(found: Hardware, free: int) -> Hardware:
     return replace(found, gpus=tuple(replace(gpu, free=free) for gpu in found.gpus))
 
 
-def _without(placed: Placement, *kinds: Kind) -> int:
-    """Bytes on the GPU that are none of `kinds`."""
-    names = {kind.value for kind in kinds}
+def _without(placed: Placement, *names: str) -> int:
+    """Bytes on the GPU that are none of these items'."""
     return sum(item.nbytes for item in placed.gpu if item.name not in names)
 
 

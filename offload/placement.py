@@ -85,11 +85,15 @@ class Demands:
         whole = min(tokens, self.halved_from - 1)
         return self.gpu_per_token * max(whole, tokens * 3 // 4)
 
-    def streamed_on_gpu(self, tokens: int) -> int:
-        """The same, and what more there is, where experts come to the GPU for such prompts: these
-        are read whole, and hidden states lie beside their norms and the experts' answers.
+    def streaming(self, tokens: int) -> int:
+        """What a GPU needs more where experts come to it for such prompts: these are read whole,
+        and their hidden states lie beside norms and the experts' answers. 0: none do.
         """
-        return self.gpu_streaming + self.gpu_per_token * tokens * 3 // 2
+        if not self.gpu_streaming:
+            return 0
+        return (
+            self.gpu_streaming + self.gpu_per_token * tokens * 3 // 2 - self.prompt_on_gpu(tokens)
+        )
 
     def prompt_beside_gpu(self, tokens: int) -> int:
         """RAM that a prompt of up to so many tokens takes where only experts run on the CPU: they

@@ -32,6 +32,7 @@ from offload.workspace import (
 LEAST_CONTEXT = 2048  # a conversation can live in this; below it the plan does not shrink
 CONTEXT_STEP = 256
 CHUNK = 32_768  # tokens of a prompt that pass a layer together, at most
+STREAMED_EXPERTS = "streamed experts"  # an item: those that come to the GPU for prompts
 CAPABILITY = (8, 0)  # the oldest GPU that the kernels are for
 
 
@@ -155,6 +156,7 @@ class _Problem:
         """Those with a GPU, and with as few layers on the CPU as fit; if none do, as VRAM allows.
 
         The more steps the GPU gets the less is left for RAM: if any cut fits, the last one does.
+        But a layer's routed experts do not take the room in which prompts would stream the others.
         """
         found: list[_Cut | None] = []
         for cpu_layers, least in enumerate(self.least_bytes):
@@ -165,7 +167,14 @@ class _Problem:
                 continue
             order = self.order(cpu_layers)
             most = min(bisect_right(order.gpu_nbytes, left) - 1, order.most)
+            beside = (
+                bisect_right(order.gpu_nbytes, left - self.demands.streaming(min(context, CHUNK)))
+                - 1
+            )
             last = self._cut(order, most, context)
+            if order.n_unrouted <= beside < most < len(order.steps):
+                roomy = self._cut(order, beside, context)
+                most, last = (beside, roomy) if roomy and roomy.fits else (most, last)
             fits = last is not None and last.fits
             if fits or not found:
                 numbers = range(order.least, most)
@@ -271,7 +280,7 @@ class _Problem:
         tiers |= {weight.name: embedding for weight in self.embedding.weights}
         tiers |= {w.name: Tier.RAM if spare else Tier.DISK for w in self.unused.weights}
         if streams is not None:
-            gpu.append(Item("streamed experts", self._streaming_bytes(context)))
+            gpu.append(Item(STREAMED_EXPERTS, self.demands.streaming(min(context, CHUNK))))
         placed = {tier: self._items(tiers, tier) for tier in Tier}
         return Placement(
             tiers=tiers,
@@ -289,11 +298,6 @@ class _Problem:
             streams_from=streams,
         )
 
-    def _streaming_bytes(self, context: int) -> int:
-        """What a GPU needs more where experts come to it for prompts."""
-        tokens = min(context, CHUNK)
-        return self.demands.streamed_on_gpu(tokens) - self.demands.prompt_on_gpu(tokens)
-
     def _streams_from(self, cut: _Cut, context: int, gpu: list[Item]) -> int | None:
         """The shortest prompt for which experts come to the GPU, where the plan leaves room for
         that: it costs decoding nothing.
@@ -303,7 +307,7 @@ class _Problem:
             return None
         used = cut.order.gpu_nbytes[cut.gpu] + sum(item.nbytes for item in gpu)
         tokens = streams_from(routed, self.hardware, self.gpu)
-        room = used + self._streaming_bytes(context) <= self._gpu_room()
+        room = used + self.demands.streaming(min(context, CHUNK)) <= self._gpu_room()
         return tokens if room and tokens <= min(context, CHUNK) else None
 
     def _items(self, tiers: dict[str, Tier], tier: Tier) -> list[Item]:

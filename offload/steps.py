@@ -49,7 +49,8 @@ class Order:
         self.steps = sorted(steps, key=place)
         there = [step for step in self.steps if step.layer >= cpu_layers]
         self.least = sum(step.kind not in _FFNS for step in there)
-        self.most = sum(step.kind != Kind.ROUTED for step in there) if cpu_layers else len(there)
+        self.n_unrouted = sum(step.kind != Kind.ROUTED for step in there)
+        self.most = self.n_unrouted if cpu_layers else len(there)
         self.nbytes = self._totals(lambda s: s.nbytes)
         self.gpu_nbytes = self._totals(lambda s: s.gpu_nbytes)
         self.read = self._totals(lambda s: s.read)

@@ -38,10 +38,10 @@ def matmul_kernel(
     if groups is None:
         token += tl.program_id(0) * TOKENS
     else:
-        group = groups + tl.program_id(0) * 3
-        chosen = tl.load(group).to(tl.int64)
-        token += tl.load(group + 1)
-        n_tokens = tl.load(group + 2)
+        groups += tl.program_id(0) * 3
+        chosen = tl.load(groups).to(tl.int64)
+        token += tl.load(groups + 1)
+        n_tokens = tl.load(groups + 2)
     if scales is not None:
         scales += chosen * (tl.cdiv(rows, 128) * tl.cdiv(cols, 128))
     kind = tl.float32 if PRECISE else tl.bfloat16
