@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -99,9 +100,10 @@ class SyntheticRun:
                 self._parts = GpuParts(
                     config, context, on_gpu=lambda name: name not in in_ram,
                     report=sent(report, self.weights.other_bytes), cache=cache,
-                    streams_from=streams_from,
                 )  # fmt: skip
             self.model = Transformer(config, self.weights, context, self._parts)
+            if self._parts and streams_from is not None:
+                deque(self._parts.stage.open_streaming(streams_from, owned=True), maxlen=0)
             if on_gpu and isinstance(self.model.token_embd, GpuEmbedding):
                 self._embedding = self.model.token_embd
             self.cache = self.model.new_cache(context)
@@ -133,7 +135,7 @@ class SyntheticRun:
 
     def streams(self, n_tokens: int) -> bool:
         """Whether experts come to a GPU for such a prompt."""
-        return self._parts is not None and self._parts.streams(n_tokens)
+        return self._parts is not None and self._parts.stage.streams(n_tokens)
 
     def prefill_seconds(self, n_tokens: int) -> float:
         """To read a prompt, up to the logits of its last token; the second of two, or the only one

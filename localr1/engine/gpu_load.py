@@ -26,10 +26,11 @@ Report = Callable[[Progress], None]
 
 
 def gpu_runner(
-    config: Config, weights: Weights, found: Placement, index: int, cache: str, report: Report
-) -> GpuRunner:
+    config: Config, weights: Weights, found: Placement, index: int, cache: str, owned: bool,
+    report: Report,
+) -> GpuRunner:  # fmt: skip
     """The model where `found` places it, its GPU being number `index`; `cache` is one of
-    cache_layout.CACHES.
+    cache_layout.CACHES. `owned`: what stays in RAM lies in memory of ours, not in a file's.
 
     Raises DoesNotFit where somebody else took the memory meanwhile, Unsupported where kernels do
     not compile or run.
@@ -44,9 +45,12 @@ def gpu_runner(
         with torch.inference_mode():
             parts = GpuParts(
                 config, found.context, f"cuda:{index}", set(on_gpu).__contains__,
-                sent(report, total), cache, found.streams_from,
+                sent(report, total), cache,
             )  # fmt: skip
             model = Transformer(config, weights, found.context, parts)
+            if found.streams_from is not None:
+                for done, total in parts.stage.open_streaming(found.streams_from, owned):
+                    report(Progress("Showing experts to the GPU", done, total, "bytes"))
         return GpuRunner(model, parts, found.context)
     except torch.OutOfMemoryError as error:
         raise out_of_memory() from error

@@ -21,7 +21,7 @@ from localr1.models.transformer import Hidden, Transformer
 
 def halves(n_tokens: int, parts: GpuParts) -> list[int]:
     """The sizes of the pieces in which a prompt is read."""
-    if parts.streams(n_tokens) or n_tokens < halved_from(parts.config):
+    if parts.stage.streams(n_tokens) or n_tokens < halved_from(parts.config):
         return [n_tokens]
     return [n_tokens // 2, n_tokens - n_tokens // 2]
 
@@ -34,6 +34,6 @@ def read(model: Transformer, parts: GpuParts, ids: list[int], cache: KVCache) ->
         ahead.length += first
         pieces.append(model.layers(ids[first : first + size], ahead))
         first += size
-    with parts.stage.streamed() if parts.streams(len(ids)) else nullcontext():
+    with parts.stage.streamed() if parts.stage.streams(len(ids)) else nullcontext():
         for states in zip(*pieces, strict=True):
             yield states[-1]

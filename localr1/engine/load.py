@@ -77,7 +77,7 @@ def load_engine(
 
         formats = {weights[name].format.name for name in _names(source, found, Tier.RAM)}
         _compile(formats, (attention,) if found.cpu_layers else (), report)
-        runner = gpu_runner(config, weights, found, machine.gpu, cache, report)
+        runner = gpu_runner(config, weights, found, machine.gpu, cache, residency == OWNED, report)
         _release(source, found, runner.reads_embedding)
     else:
         _compile(formats, (attention,), report)

@@ -1,22 +1,18 @@
 """Rows of the embedding, chosen by token ids in the GPU's memory: drawn there, or brought there.
 
-The weight may lie in RAM that the driver knows (`register`): a row of some KB comes through PCIe as
-fast as its hidden state would. A token that was drawn on the GPU goes on so without us.
+The weight may lie in RAM that the driver knows (registered.py): a row of some KB comes through PCIe
+as fast as its hidden state would. A token that was drawn on the GPU goes on so without us.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from localr1.gpu.dequantise import dequantised
-from localr1.gpu.driver import GpuError
 from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.launch import Configuration, launch
 from localr1.gpu.weights import GpuWeight
@@ -72,27 +68,6 @@ def embed(
         embed_kernel, (len(ids), programs), w.data, w.scales, ids, behind, position, out,
         w.n_blocks, vocab, cols, **GPU_FORMATS[w.format].constants(), WIDTH=_WIDTH,
     )  # fmt: skip
-
-
-def register(tensor: torch.Tensor, owner: object) -> None:
-    """Let the GPU read `tensor`, which lies in RAM, by its address, as long as `owner` lives.
-
-    GpuError where the driver refuses that.
-    """
-    problem = _runtime().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
-    if int(problem):
-        with suppress(RuntimeError):  # torch tells the problem again behind its next kernel
-            torch.zeros(1, device="cuda")
-        raise GpuError(f"the GPU cannot read RAM by itself: {problem}")
-    weakref.finalize(owner, _unregister, tensor).atexit = False
-
-
-def _unregister(tensor: torch.Tensor) -> None:
-    _runtime().cudaHostUnregister(tensor.data_ptr())
-
-
-def _runtime() -> Any:
-    return torch.cuda.cudart()
 
 
 def configurations(

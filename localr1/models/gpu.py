@@ -56,8 +56,7 @@ class GpuParts:
 
     `on_gpu` tells by a weight's name whether it is to lie there. Routed experts and dense FFNs need
     not, and the first layers need not: where attention is not, nothing of a layer is. `cache` is
-    one of cache_layout.CACHES. For prompts of `streams_from` tokens or more, the routed experts in
-    RAM come to the GPU.
+    one of cache_layout.CACHES.
     """
 
     def __init__(
@@ -68,11 +67,10 @@ class GpuParts:
         on_gpu: Callable[[str], bool] = _not_routed,
         report: Callable[[int], None] = lambda sent: None,
         cache: str = cache_layout.IN_16_BITS,
-        streams_from: int | None = None,
     ) -> None:
         self.cache_layout = cache_layout.on_gpu(config, cache)
         self.config, self.device = config, torch.device(device)
-        self.on_gpu, self.report, self.streams_from = on_gpu, report, streams_from
+        self.on_gpu, self.report = on_gpu, report
         self.position = torch.zeros(1, dtype=torch.int32, device=device)
         self.turns = torch.from_numpy(Rope(config.rope, context).pairs).to(device)
         self.arch = architecture(self.device.index or 0) if self.device.type == "cuda" else 90
@@ -85,12 +83,6 @@ class GpuParts:
         if self._cpu is not None and layer < self._cpu_layers:
             return self._cpu
         return self
-
-    def streams(self, n_tokens: int) -> bool:
-        """Whether the routed experts come to the GPU for a prompt of so many tokens."""
-        if self.streams_from is None or n_tokens < self.streams_from:
-            return False
-        return bool(self.stage.routed)
 
     @property
     def multiprocessors(self) -> int:

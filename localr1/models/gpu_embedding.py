@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from cpu_experts import QuantTensor
-from localr1.gpu.embedding import embed, register
+from localr1.gpu.embedding import embed
+from localr1.gpu.registered import register
 from localr1.gpu.weights import GpuWeight, upload
 
 

@@ -94,6 +94,7 @@ class Stage:
         self.spare: list[tuple[torch.Tensor, ...]] = []  # for a question and its answer each
         self.streaming: Streaming | None = None  # of the prompt that is being read
         self.streamer: Streaming | None = None
+        self._streams_from = 0
         self._only = only_expert(FEW, self.top_k, device)  # graphs read it as long as we live
 
     @property
@@ -116,11 +117,23 @@ class Stage:
             arrived.record()
         return Copied(self, layer, len(normed), memory, arrived)
 
+    def open_streaming(self, n_tokens: int, owned: bool) -> Iterator[tuple[int, int]]:
+        """From prompts of so many tokens on let the routed experts in RAM come to the GPU. Takes
+        the memory for that, and tells the driver of theirs where it is `owned`: yields (bytes
+        done, bytes in all).
+        """
+        self.streamer, self._streams_from = Streaming(self.routed, self.device), n_tokens
+        if owned and self.device.type == "cuda":
+            yield from self.streamer.register()
+
+    def streams(self, n_tokens: int) -> bool:
+        """Whether the routed experts come to the GPU for a prompt of so many tokens."""
+        return self.streamer is not None and n_tokens >= self._streams_from
+
     @contextmanager
     def streamed(self) -> Iterator[None]:
-        """Inside, routed experts come to the GPU, each layer's once, instead of being asked."""
-        if self.streamer is None:
-            self.streamer = Streaming(self.routed, self.device)
+        """Inside, they do, each layer's once, instead of being asked."""
+        assert self.streamer is not None
         with self.streamer as self.streaming:
             try:
                 yield

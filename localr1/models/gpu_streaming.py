@@ -10,8 +10,10 @@ fill.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -20,7 +22,9 @@ import numpy as np
 import torch
 
 from cpu_experts import ExpertBank, QuantTensor
+from localr1.gpu.driver import GpuError
 from localr1.gpu.formats import GPU_FORMATS
+from localr1.gpu.registered import register
 from localr1.gpu.sizes import STAGED, STREAMED
 from localr1.gpu.weights import GpuWeight, lay_apart
 from localr1.models.gpu_grouped import add_answers, slots_of
@@ -63,6 +67,23 @@ class Streaming:
 
     def _empty(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def register(self) -> Iterator[tuple[int, int]]:
+        """Tell the driver of the experts' memory, which must be ours and not a file's: yields
+        (bytes done, bytes in all). What it refuses goes through buffers.
+        """
+        spans = _whole_pages(
+            part
+            for bank in self.banks.values()
+            for weight in _matrices(bank)
+            for part in weight.parts
+        )
+        done, total = 0, sum(end - begin for begin, end in spans)
+        with suppress(GpuError):
+            for begin, end in spans:
+                register(_at(begin, end - begin), self)
+                done += end - begin
+                yield done, total
 
     def __enter__(self) -> Streaming:
         self._free: SimpleQueue[_Place | None] = SimpleQueue()
@@ -200,9 +221,26 @@ def _sources(weight: QuantTensor, piece: Piece) -> Iterator[torch.Tensor]:
     if len(weight.parts) == 1:
         each = weight.rows * weight.row_bytes
         own = [weight.parts[0][piece.first * each : piece.end * each]]
-    for part in own:  # by their address: torch warns of memory that cannot be written
-        there = (ctypes.c_uint8 * part.size).from_address(part.ctypes.data)
-        yield torch.from_numpy(np.ctypeslib.as_array(there))
+    for part in own:
+        yield _at(part.ctypes.data, part.size)
+
+
+def _at(address: int, nbytes: int) -> torch.Tensor:
+    """Memory by its address: torch warns of arrays that cannot be written."""
+    there = (ctypes.c_uint8 * nbytes).from_address(address)
+    return torch.from_numpy(np.ctypeslib.as_array(there))
+
+
+def _whole_pages(arrays: Iterable[np.ndarray]) -> list[tuple[int, int]]:
+    """Where these lie, from the beginning of a page to the end of one; what touches is one span."""
+    joined: list[tuple[int, int]] = []
+    for begin, nbytes in sorted((array.ctypes.data, array.nbytes) for array in arrays):
+        end = -(-(begin + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        if joined and begin <= joined[-1][1]:
+            begin, end = joined[-1][0], max(end, joined.pop()[1])
+        joined.append((begin, end))
+    return joined
 
 
 def _scales(weight: QuantTensor, piece: Piece) -> np.ndarray | None:

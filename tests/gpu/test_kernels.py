@@ -68,8 +68,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, ...]]:
 
 def run(config: Config, weights: Weights, on_gpu: Callable[[str], bool], cache: str) -> int:
     """A token, few and many, of which most stream experts; the architecture."""
-    parts = GpuParts(config, 64, "cpu", on_gpu, cache=cache, streams_from=20)
+    parts = GpuParts(config, 64, "cpu", on_gpu, cache=cache)
     model = Transformer(config, weights, 64, parts)
+    if parts.stage.routed:
+        assert list(parts.stage.open_streaming(20, owned=False)) == []
     for n_tokens in (1, 9, 20):
         *_, hidden = halves.read(model, parts, [0] * n_tokens, model.new_cache(64))
         model.head(hidden, last=1)

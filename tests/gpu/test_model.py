@@ -95,9 +95,8 @@ def test_halves_side_by_side_are_the_whole(
     torch.testing.assert_close(rows_twice, rows, rtol=1e-5, atol=1e-5)
 
 
-def read(source: Source, parts: GpuParts, ids: list[int]) -> torch.Tensor:
+def read(model: Transformer, parts: GpuParts, ids: list[int]) -> torch.Tensor:
     """The logits behind a prompt."""
-    model = Transformer(read_config(source), source, CONTEXT, parts)
     *_, hidden = halves.read(model, parts, ids, model.new_cache(CONTEXT))
     return model.head(hidden, last=1).cpu()
 
@@ -110,13 +109,15 @@ def test_streamed_experts_answer_as_those_on_the_gpu(
     experts = sum(source[f"blk.1.ffn_{matrix}_exps.weight"].nbytes for matrix in matrices)
     monkeypatch.setattr(gpu_streaming, "STREAMED", experts * 3 // config.n_routed_experts)
     there = GpuParts(config, CONTEXT, DEVICE, PLACES["all on the GPU"])
-    streams = GpuParts(config, CONTEXT, DEVICE, PLACES["experts in RAM"], streams_from=20)
+    parts = GpuParts(config, CONTEXT, DEVICE, PLACES["experts in RAM"])
+    model = Transformer(config, source, CONTEXT, parts)
+    assert list(parts.stage.open_streaming(20, owned=False)) == []
+    assert parts.stage.streamer is not None and len(parts.stage.streamer.pieces) == 3
     ids = [(5 * i * i + i) % 256 for i in range(21)]
-    found, again = read(source, streams, ids), read(source, streams, ids)
-    torch.testing.assert_close(found, read(source, there, ids), rtol=1e-5, atol=1e-5)
+    found, again = read(model, parts, ids), read(model, parts, ids)
+    whole = read(Transformer(config, source, CONTEXT, there), there, ids)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
     assert torch.equal(found, again)
-    assert streams.stage.streamer is not None
-    assert len(streams.stage.streamer.pieces) == 3
 
 
 @pytest.fixture(scope="module", params=DENSE)
