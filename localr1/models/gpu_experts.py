@@ -68,13 +68,14 @@ class Copied(NamedTuple):
         return parts[-1].to(self.stage.device, non_blocking=True, copy=True)
 
 
-class Computed(NamedTuple):
-    """An answer that the GPU has been told to compute."""
+class Computed:
+    """An answer that the GPU has been told to compute; only who waits for it holds its memory."""
 
-    answer: torch.Tensor
+    def __init__(self, answer: torch.Tensor) -> None:
+        self._answer = [answer]
 
     def wait(self) -> torch.Tensor:
-        return self.answer
+        return self._answer.pop()
 
 
 class Stage:

@@ -14,7 +14,7 @@ from localr1.engine import halves
 from localr1.engine.ahead import DecodeAhead
 from localr1.engine.cpu_graph import CpuGraph
 from localr1.engine.graph import DecodeGraph
-from localr1.models import gpu_streaming, inventory
+from localr1.models import inventory
 from localr1.models.cache_layout import CACHES
 from localr1.models.gpu import GpuParts
 from localr1.models.gpu_embedding import GpuEmbedding
@@ -93,31 +93,6 @@ def test_halves_side_by_side_are_the_whole(
     (whole, rows), (twice, rows_twice) = found
     torch.testing.assert_close(twice, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(rows_twice, rows, rtol=1e-5, atol=1e-5)
-
-
-def read(model: Transformer, parts: GpuParts, ids: list[int]) -> torch.Tensor:
-    """The logits behind a prompt."""
-    *_, hidden = halves.read(model, parts, ids, model.new_cache(CONTEXT))
-    return model.head(hidden, last=1).cpu()
-
-
-def test_streamed_experts_answer_as_those_on_the_gpu(
-    source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In three pieces, whose order of sums differs; twice, since their memory is used again."""
-    config, matrices = read_config(source), ("gate", "up", "down")
-    experts = sum(source[f"blk.1.ffn_{matrix}_exps.weight"].nbytes for matrix in matrices)
-    monkeypatch.setattr(gpu_streaming, "STREAMED", experts * 3 // config.n_routed_experts)
-    there = GpuParts(config, CONTEXT, DEVICE, PLACES["all on the GPU"])
-    parts = GpuParts(config, CONTEXT, DEVICE, PLACES["experts in RAM"])
-    model = Transformer(config, source, CONTEXT, parts)
-    assert list(parts.stage.open_streaming(20, owned=False)) == []
-    assert parts.stage.streamer is not None and len(parts.stage.streamer.pieces) == 3
-    ids = [(5 * i * i + i) % 256 for i in range(21)]
-    found, again = read(model, parts, ids), read(model, parts, ids)
-    whole = read(Transformer(config, source, CONTEXT, there), there, ids)
-    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
-    assert torch.equal(found, again)
 
 
 @pytest.fixture(scope="module", params=DENSE)
