@@ -213,18 +213,23 @@ def _prefill(
     subject: SyntheticRun, stock: Inventory, kept: InRam, tokens: int, gpu: Gpu | None
 ) -> list[Row]:
     """Of a prompt; beside a GPU with the share of what the CPU's int8 arithmetic allows, or, where
-    its experts come to the GPU, how fast they do, with the share of what PCIe carries.
+    its experts come to the GPU, with that beside it, and with the share of PCIe that they take.
     """
     seconds, share = subject.prefill_seconds(tokens), None
     weights = [weight for weight in stock.weights if weight.name in kept.names]
-    if subject.streams(tokens) and gpu is not None:
-        sent = sum(weight.nbytes for weight in weights) * -(-tokens // SUPER_CHUNK) / seconds
-        rate = _row("experts to the GPU", "prefill", tokens, sent / 1e9, "GB/s", sent / gpu.pcie)
-        return [_row("prefill", "prefill", tokens, tokens / seconds, "tokens/s"), rate]
+    rows = []
     if gpu is not None and weights and cpu_experts.tier() == "avx512_vnni":
-        operations = tokens * sum(2 * weight.values * weight.read_fraction for weight in weights)
-        share = operations / seconds / vnni_operations_per_second(_PEAK_SECONDS)
-    return [_row("prefill", "prefill", tokens, tokens / seconds, "tokens/s", share)]
+        operations = sum(2 * weight.values * weight.read_fraction for weight in weights)
+        limit = vnni_operations_per_second(_PEAK_SECONDS) / operations
+        share = tokens / seconds / limit
+        rows.append(_row("CPU's int8 limit", "prefill", tokens, limit, "tokens/s"))
+    if gpu is not None and subject.streams(tokens):
+        share, sent = None, sum(weight.nbytes for weight in weights) * -(-tokens // SUPER_CHUNK)
+        speed = sent / seconds
+        rows.append(
+            _row("experts to the GPU", "prefill", tokens, speed / 1e9, "GB/s", speed / gpu.pcie)
+        )
+    return [_row("prefill", "prefill", tokens, tokens / seconds, "tokens/s", share), *rows]
 
 
 def _limits(
