@@ -150,13 +150,16 @@ def _speeds(choice: Choice) -> str:
     p = choice.placement.prediction
     share = 100 * p.decode_tps / p.decode_limit_tps
     loading = duration(max(1, p.load_seconds))
-    return "\n".join((
+    streams = choice.placement.streams_from
+    lines = (
         f"writes {speed(p.decode_tps):>6} tokens/s   {share:.0f} % of the "
         f"{speed(p.decode_limit_tps)} that {p.decode_limit} allows",
         f"reads  {speed(p.prefill_tps):>6} tokens/s   of a prompt of {PROMPT} tokens, bound by "
         f"{p.prefill_limit}",
+        f"experts come to the GPU for prompts of {streams:,} tokens or more" if streams else "",
         f"loads in {loading} from the disk; at once where the page cache holds it",
-    ))  # fmt: skip
+    )
+    return "\n".join(line for line in lines if line)
 
 
 def _footing(choice: Choice, hardware: Hardware, given: Collection[str]) -> str:
@@ -233,6 +236,7 @@ def to_json(choice: Choice, others: Sequence[Choice]) -> dict[str, Any]:
         **_short_json(choice),
         "asked_context": plan.asked_context,
         "cpu_layers": plan.cpu_layers,
+        "streams_from": plan.streams_from,
         "gpu": _tier_json(plan.gpu),
         "ram": _tier_json(plan.ram),
         "disk": _tier_json(plan.disk),

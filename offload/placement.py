@@ -72,7 +72,8 @@ class Demands:
     gpu_per_token: int  # activations of a prompt's token on a GPU
     halved_from: int  # tokens of a prompt of which only a half at a time is beside hidden states
     gpu_piece: int  # what the part that needs most makes there of a piece of a prompt
-    gpu_streaming: int  # experts that come there for a long prompt, and what they make; 0: none do
+    gpu_streaming: int  # more than that where experts come there for a long prompt; 0: none do
+    embedded_per_token: int  # a prompt's rows on their way to a GPU
     ram_per_token: int  # activations of a prompt's token where attention runs on the CPU
     hybrid_per_token: int  # what a GPU and experts on the CPU tell each other of one
     experts_per_token: int  # and what those make of it

@@ -36,8 +36,10 @@ def ram_workspace(
     """Bytes for a prompt of `tokens`: where the CPU attends, and where it is `asked` by a GPU for
     experts or FFNs, whose pinned memory stays, if not for prompts of `streams` or more.
     """
-    few = tokens if streams is None else min(tokens, streams)
-    asking = demands.prompt_beside_gpu(few) if asked else 0
+    asking = demands.prompt_beside_gpu(tokens) if asked else 0
+    if asked and streams is not None:
+        few = demands.prompt_beside_gpu(min(tokens, streams))
+        asking = max(few, demands.embedded_per_token * tokens)
     if not attention:
         return asking
     expanded = demands.ram_per_token * tokens + _SCORE * min(tokens * tokens, _MOST_SCORES)

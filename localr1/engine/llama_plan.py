@@ -99,6 +99,7 @@ class LlamaModel:
             ram_per_token=4 * CPU_BATCH * (self.heads + 1) if scores else 0,
             hybrid_per_token=0,
             experts_per_token=0,
+            embedded_per_token=0,
             absorbed_per_token=0,
             decode_operations=0,
             prompt_operations=0,

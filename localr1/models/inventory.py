@@ -205,6 +205,7 @@ def _latent(c: ModelConfig) -> Demands:
     wide = max(8 * heads * query, 8 * hidden + 5 * heads * c.v_head_dim // 2)
     stack = 8 * heads * c.kv_lora_rank  # two terms of the absorbed queries
     absorbed = lives + 4 * heads * (width + c.kv_lora_rank) + stack
+    piece = max(_latent_piece(c), _ffn_piece(c.intermediate_size))
     pairs = c.n_experts_per_tok * (c.moe_intermediate_size * 5 // 4 + 32)
     return Demands(
         n_layers=c.n_layers,
@@ -214,11 +215,12 @@ def _latent(c: ModelConfig) -> Demands:
         cache_ram=cache_layout.on_cpu(c).nbytes,
         gpu_per_token=8 * hidden,
         halved_from=halved_from(c),
-        gpu_piece=max(_latent_piece(c), _ffn_piece(c.intermediate_size)),
-        gpu_streaming=3 * STREAMED + SLOTS * (8 * hidden + 12 * c.moe_intermediate_size),
+        gpu_piece=piece,
+        gpu_streaming=3 * STREAMED + max(0, _slots(c) - piece),
         ram_per_token=lives + wide,
         hybrid_per_token=8 * hidden,
         experts_per_token=4 * hidden + pairs,
+        embedded_per_token=4 * hidden,
         absorbed_per_token=absorbed,
         decode_operations=2 * heads * (width + c.kv_lora_rank),
         prompt_operations=2 * heads * (query + c.v_head_dim),
@@ -244,10 +246,18 @@ def _grouped(c: DenseConfig) -> Demands:
         ram_per_token=per_token,
         hybrid_per_token=8 * c.hidden_size,
         experts_per_token=4 * c.hidden_size + 5 * c.intermediate_size // 4,
+        embedded_per_token=4 * c.hidden_size,
         absorbed_per_token=per_token,
         decode_operations=4 * queries,
         prompt_operations=4 * queries,
     )
+
+
+def _slots(c: ModelConfig) -> int:
+    """What experts make there of the choices that they answer at a time, float32: their inputs and
+    answers; gate, up and their product.
+    """
+    return SLOTS * (8 * c.hidden_size + 12 * c.moe_intermediate_size)
 
 
 def _latent_piece(c: ModelConfig) -> int:

@@ -59,6 +59,7 @@ def models(draw: st.DrawFn) -> tuple[list[Weight], Demands]:
         ram_per_token=draw(small),
         hybrid_per_token=draw(small),
         experts_per_token=draw(small),
+        embedded_per_token=draw(small),
         absorbed_per_token=draw(small),
         decode_operations=draw(small),
         prompt_operations=draw(small),
