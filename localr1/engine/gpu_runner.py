@@ -77,7 +77,8 @@ class GpuRunner(Runner):
     def logits(self, ids: list[int]) -> torch.Tensor:
         """As `Runner.logits`."""
         self.rest()
-        *_, hidden = self.model.layers(ids, self._cache)
+        with self._parts.stage.prompt(len(ids)):
+            *_, hidden = self.model.layers(ids, self._cache)
         return self.model.head(hidden).cpu()
 
     @told()

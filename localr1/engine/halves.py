@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 from localr1.gpu.sizes import halved_from
 from localr1.models.gpu import GpuParts
@@ -34,6 +33,6 @@ def read(model: Transformer, parts: GpuParts, ids: list[int], cache: KVCache) ->
         ahead.length += first
         pieces.append(model.layers(ids[first : first + size], ahead))
         first += size
-    with parts.stage.streamed() if parts.stage.streams(len(ids)) else nullcontext():
+    with parts.stage.prompt(len(ids)):
         for states in zip(*pieces, strict=True):
             yield states[-1]

@@ -132,9 +132,11 @@ class Stage:
         return self.streamer is not None and n_tokens >= self._streams_from
 
     @contextmanager
-    def streamed(self) -> Iterator[None]:
-        """Inside, they do, each layer's once, instead of being asked."""
-        assert self.streamer is not None
+    def prompt(self, n_tokens: int) -> Iterator[None]:
+        """Inside, they do if so many tokens are read, each layer's once, instead of being asked."""
+        if self.streamer is None or not self.streams(n_tokens):
+            yield
+            return
         with self.streamer as self.streaming:
             try:
                 yield
