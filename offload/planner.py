@@ -133,11 +133,10 @@ class _Problem:
         demands = self.demands
         layers = int(order.attention[-1] - order.attention[gpu])
         asked = gpu > 0 and order.ffns[-1] > order.ffns[gpu]
+        work = ram_workspace(demands, min(context, CHUNK), layers > 0, asked, streams)
         return [
             Item(demands.cache_name, demands.cache_ram * layers * context),
-            Item(
-                "workspace", ram_workspace(demands, min(context, CHUNK), layers > 0, asked, streams)
-            ),
+            Item("workspace", work),
             Item("program", PROGRAM_WITH_GPU if gpu > 0 else PROGRAM),
             Item("margin", ram_margin(self.ram_room)),
         ]
@@ -167,10 +166,8 @@ class _Problem:
                 continue
             order = self.order(cpu_layers)
             most = min(bisect_right(order.gpu_nbytes, left) - 1, order.most)
-            beside = (
-                bisect_right(order.gpu_nbytes, left - self.demands.streaming(min(context, CHUNK)))
-                - 1
-            )
+            left -= self.demands.streaming(min(context, CHUNK))
+            beside = bisect_right(order.gpu_nbytes, left) - 1
             last = self._cut(order, most, context)
             if order.n_unrouted <= beside < most < len(order.steps):
                 roomy = self._cut(order, beside, context)
@@ -221,12 +218,13 @@ class _Problem:
         gpu, traffic = self.gpu if cut.gpu else None, self._traffic(cut)
         if streams is not None and streams <= PROMPT:
             routed = _routed(cut)
+            read = sum(step.prompt_read for step in routed)
+            weighed = sum(step.weighed for step in routed)
             traffic = replace(
                 traffic,
                 streamed_bytes=sum(step.nbytes for step in routed),
-                prompt_ram_bytes=traffic.prompt_ram_bytes
-                - sum(step.prompt_read for step in routed),
-                cpu_operations=traffic.cpu_operations - sum(step.weighed for step in routed),
+                prompt_ram_bytes=traffic.prompt_ram_bytes - read,
+                cpu_operations=traffic.cpu_operations - weighed,
             )
         return predict(traffic, self.hardware, gpu, self.owned)
 
