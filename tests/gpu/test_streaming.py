@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,22 +97,38 @@ def test_what_the_thread_fails_at_is_told(
     assert threading.active_count() == before
 
 
-@pytest.mark.skipif(not HAS_GPU, reason="there is no driver to tell of memory")
-def test_memory_of_our_own_needs_no_buffer() -> None:
-    """And is the driver's no more once the model has gone."""
-    config = config_from_hf(TINY)
-    in_ram = frozenset(
-        f"blk.{i}.ffn_{m}_exps.weight" for i in (1, 2) for m in ("gate", "up", "down")
-    )
+def test_memory_of_our_own_is_told_to_the_driver() -> None:
+    """Where there is one, and no more once the model has gone; answers are the same."""
+    config = config_from_hf({**TINY, "num_hidden_layers": 2, "vocab_size": 256})
+    in_ram = frozenset(f"blk.1.ffn_{matrix}_exps.weight" for matrix in ("gate", "up", "down"))
     weights = SyntheticWeights(config, "Q4_K_M", in_ram, 64 << 20)
     found = []
-    for owned in (False, True, True):
+    for owned in (False, True):
         parts = GpuParts(config, CONTEXT, DEVICE, PLACES["experts in RAM"])
         model = Prompts(weights, parts)
         told = list(parts.stage.open_streaming(FEWEST, owned))
-        assert bool(told) == owned and all(done == total for done, total in told[-1:])
-        assert torch.from_numpy(weights.measured).is_pinned() == owned
+        known = owned and HAS_GPU
+        assert bool(told) == known and all(done == total for done, total in told[-1:])
+        assert torch.from_numpy(weights.measured).is_pinned() == known
         found.append(model.logits())
         del model, parts
         assert not torch.from_numpy(weights.measured).is_pinned()
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert torch.equal(*found)
+
+
+def test_what_is_told_are_whole_pages_once() -> None:
+    """Of arrays that touch, share a page, lie apart or are the same."""
+    page = mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, 16 * page), np.uint8)
+    start = memory.ctypes.data
+    cuts = (
+        (100, 2 * page),
+        (2 * page, 3 * page + 7),
+        (3 * page + 7, 3 * page + 9),
+        (9 * page, 10 * page),
+    )
+    arrays = [memory[begin:end] for begin, end in (*cuts, cuts[0])]
+    spans = gpu_streaming._whole_pages(arrays)
+    assert [(begin - start, end - start) for begin, end in spans] == [
+        (0, 4 * page), (9 * page, 10 * page)
+    ]  # fmt: skip
