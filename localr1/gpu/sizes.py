@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 PIECE = 1024  # tokens of a prompt that a part takes at a time: 230 MB in R1's dense layers
 SLOTS = 4096  # choices of experts that they answer at a time: 335 MB in R1
 STREAMED = 256 << 20  # bytes of experts that cross to the GPU as one piece, for a prompt
-STAGED = 32 << 20  # bytes of a buffer through which they do where the driver must copy
 KEYS_BYTES = 128 << 20  # of keys and values that latent attention makes of latents at a time
 _LONG = 4096  # tokens of which halves still fill the GPU's kernels
 _FULL = 512  # tokens of an expert, of which halves still fill its

@@ -1,7 +1,7 @@
 """Weights in a GPU's memory: the file's bytes, each block's parts laid into planes (formats.py).
 
-The bytes go through two small pinned buffers straight from the file's pages, and are laid apart by
-the GPU: no second copy in RAM, and in the GPU's memory only what the file holds.
+The bytes go through small pinned buffers straight from the file's pages (staging.py), and are laid
+apart by the GPU: no second copy in RAM, and in the GPU's memory only what the file holds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 
 from cpu_experts import QuantTensor
 from localr1.gpu.formats import GPU_FORMATS, GpuFormat
+from localr1.gpu.staging import STAGED, Staging, bytes_at
 
-_STAGE = 32 << 20  # bytes of a buffer
 Report = Callable[[int], None]
 
 
@@ -43,32 +43,6 @@ class GpuWeight:
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
-class _Stage:
-    """Two buffers in turn, so that one is filled while the other travels."""
-
-    def __init__(self, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self._buffers = [torch.empty(_STAGE, dtype=torch.uint8, pin_memory=pinned) for _ in "ab"]
-        self._sent: list[torch.cuda.Event | None] = [None, None]
-        self._device, self._turn = device, 0
-
-    def send(self, source: np.ndarray) -> torch.Tensor:
-        """A copy on the device of at most `_STAGE` bytes."""
-        self._turn ^= 1
-        sent = self._sent[self._turn]
-        if sent is not None:
-            sent.synchronize()
-        buffer = self._buffers[self._turn][: source.size]
-        np.copyto(buffer.numpy(), source)
-        copy = torch.empty(source.size, dtype=torch.uint8, device=self._device)
-        copy.copy_(buffer, non_blocking=True)
-        if self._device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record()
-            self._sent[self._turn] = event
-        return copy
-
-
 def upload(
     tensors: QuantTensor | Sequence[QuantTensor],
     device: torch.device | str,
@@ -89,12 +63,14 @@ def upload(
     device = torch.device(device)
     data = torch.empty(n_blocks * layout.block_bytes, dtype=torch.uint8, device=device)
     planes = _planes(data, layout, n_blocks)
-    stage, done = _Stage(device), 0
-    step = _STAGE // layout.block_bytes
+    staging, done = Staging(device), 0
+    step = STAGED // layout.block_bytes
     for source in (array for tensor in parts for array in tensor.parts):
         for first in range(0, source.size // layout.block_bytes, step):
             piece = source[first * layout.block_bytes :][: step * layout.block_bytes]
-            blocks = stage.send(piece).view(-1, layout.block_bytes)
+            blocks = torch.empty(piece.size, dtype=torch.uint8, device=device)
+            staging.send(bytes_at(piece.ctypes.data, piece.size), blocks)
+            blocks = blocks.view(-1, layout.block_bytes)
             for plane, (begin, end) in zip(planes, layout.planes, strict=True):
                 plane[done : done + len(blocks)] = blocks[:, begin:end]
             done += len(blocks)

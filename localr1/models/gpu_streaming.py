@@ -9,7 +9,6 @@ fill.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,13 +24,13 @@ from cpu_experts import ExpertBank, QuantTensor
 from localr1.gpu.driver import GpuError
 from localr1.gpu.formats import GPU_FORMATS
 from localr1.gpu.registered import register
-from localr1.gpu.sizes import STAGED, STREAMED
+from localr1.gpu.sizes import STREAMED
+from localr1.gpu.staging import Staging, bytes_at
 from localr1.gpu.weights import GpuWeight, lay_apart
 from localr1.models.gpu_grouped import add_answers, slots_of
 
 _ALIGNMENT = 256  # bytes: what kernels and copies like
 _PLACES = 2  # pieces that are on their way or wait to be laid apart
-_STAGES = 3  # pinned buffers
 
 
 class Piece(NamedTuple):
@@ -62,7 +61,7 @@ class Streaming:
         nbytes = max(_room(banks[piece.layer], piece) for piece in self.pieces)
         self._places = [_Place(self._empty(nbytes)) for _ in range(_PLACES)]
         self._apart = self._empty(nbytes)
-        self._stage = _Stage(device) if device.type == "cuda" else None
+        self._staging = Staging(device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def _empty(self, nbytes: int) -> torch.Tensor:
@@ -81,7 +80,7 @@ class Streaming:
         done, total = 0, sum(end - begin for begin, end in spans)
         with suppress(GpuError):
             for begin, end in spans:
-                register(_at(begin, end - begin), self)
+                register(bytes_at(begin, end - begin), self)
                 done += end - begin
                 yield done, total
 
@@ -156,39 +155,11 @@ class Streaming:
             begin = at
             for source in _sources(weight, piece):
                 target = place.memory[at : at + len(source)]
-                if self._stage is None:
-                    target.copy_(source)
-                else:
-                    self._stage.send(source, target)
+                self._staging.send(source, target)
                 at += len(source)
             at = begin + _aligned(at - begin)
         if self._stream is not None:
             place.arrived = self._stream.record_event()
-
-
-class _Stage:
-    """Pinned buffers in turn, through which bytes go that the driver cannot read where they are."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._buffers = [
-            torch.empty(STAGED, dtype=torch.uint8, pin_memory=True) for _ in range(_STAGES)
-        ]
-        self._sent: list[torch.cuda.Event | None] = [None] * _STAGES
-        self._turn = 0
-
-    def send(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Enqueue the copy on the current stream."""
-        if source.is_pinned():
-            target.copy_(source, non_blocking=True)
-            return
-        for piece, place in zip(source.split(STAGED), target.split(STAGED), strict=True):
-            sent, buffer = self._sent[self._turn], self._buffers[self._turn][: len(piece)]
-            if sent is not None:
-                sent.synchronize()
-            buffer.copy_(piece)  # by all cores
-            place.copy_(buffer, non_blocking=True)
-            self._sent[self._turn] = torch.cuda.current_stream().record_event()
-            self._turn = (self._turn + 1) % _STAGES
 
 
 def _matrices(bank: ExpertBank) -> tuple[QuantTensor, QuantTensor, QuantTensor]:
@@ -222,13 +193,7 @@ def _sources(weight: QuantTensor, piece: Piece) -> Iterator[torch.Tensor]:
         each = weight.rows * weight.row_bytes
         own = [weight.parts[0][piece.first * each : piece.end * each]]
     for part in own:
-        yield _at(part.ctypes.data, part.size)
-
-
-def _at(address: int, nbytes: int) -> torch.Tensor:
-    """Memory by its address: torch warns of arrays that cannot be written."""
-    there = (ctypes.c_uint8 * nbytes).from_address(address)
-    return torch.from_numpy(np.ctypeslib.as_array(there))
+        yield bytes_at(part.ctypes.data, part.size)
 
 
 def _whole_pages(arrays: Iterable[np.ndarray]) -> list[tuple[int, int]]:
