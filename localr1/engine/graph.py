@@ -38,7 +38,6 @@ class DecodeGraph:
         self._taken = torch.empty_like(self._given, device=parts.device)
         self._x, parts.position = _embedding_and_position(self._taken)
         self._logits = torch.empty(1, c.vocab_size, device=parts.device)
-        self._state = torch.zeros(2, dtype=torch.int64, pin_memory=True)
         self._first_layers = CpuGraph(model, cache) if model.cpu_layers else None
         self._handoff = parts.stage.open_mailbox() if any(parts.stage.banks) else None
         if self._handoff is not None:  # ends with us, since only one can run
@@ -64,8 +63,8 @@ class DecodeGraph:
             self._prepare(0)
             self._body()
         stream.synchronize()
-        if self._handoff is not None and int(self._state[1]):
-            raise LocalR1Error(f"the mailbox does not work: {self._handoff.failure()}")
+        if self._handoff is not None and (problem := self._handoff.failure()):
+            raise LocalR1Error(f"the mailbox does not work: {problem}")
         with torch.inference_mode(), torch.cuda.graph(self._graph, stream=stream):
             self._body()
 
@@ -89,8 +88,6 @@ class DecodeGraph:
         for block in self.model.blk[self.model.cpu_layers :]:
             hidden = block(hidden, self.cache)
         self._logits.copy_(self.model.head(hidden))
-        if self._handoff is not None:
-            self._state.copy_(self._handoff.state, non_blocking=True)
 
     @torch.inference_mode()
     def step(self, token: int) -> torch.Tensor:
@@ -110,14 +107,13 @@ class DecodeGraph:
         self._graph.replay()
         self._done.record()
         self._done.synchronize()
-        if self._handoff is None or not int(self._state[1]):
+        self._problem = self._handoff.failure() if self._handoff is not None else None
+        if self._handoff is None or self._problem is None:
             return True
-        self._problem = self._handoff.failure()
         try:
             self._handoff.reset()
         except MailboxError as error:
             raise LocalR1Error(f"a token failed: {error}", "start again") from error
-        self._state.zero_()
         return False
 
     def rest(self) -> None:

@@ -6,10 +6,10 @@ the ticket. `wait` is one warp that looks at DONE and ABORT until either speaks 
 so that no GPU spins longer than the limit. Both are captured into a graph: the ticket's number
 lives in device memory and is counted there.
 
-The first failure stays in device memory as a status: from then on posts and waits of the same graph
-do nothing, the rest of the token is rubbish, and the host, which reads the status with the token,
-throws it away. Status 0 is well, `LATE` a wait that ran out; all others are numbers of
-`cpu_experts.mailbox.ERRORS`.
+What fails stands in the mailbox's ERROR word, which the host reads behind the token and then throws
+the token away: a number of `cpu_experts.mailbox.ERRORS`, or `LATE` for a wait that ran out. The GPU
+does not look there, which would take a microsecond of each layer. Where it gave up waiting, it
+keeps that as a status, and posts and waits of the same graph do nothing from then on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TICKET, _DONE, _ABORT, _ERROR = (
     tl.constexpr(word // 8) for word in (TICKET, DONE, protocol.ABORT, ERROR)
 )
 _LAYER, _TOKENS = (tl.constexpr(word // 8) for word in (protocol.LAYER, protocol.TOKENS))
-_NUMBER, _STATUS = tl.constexpr(0), tl.constexpr(1)  # words of `state`
+_NUMBER, _STATUS = tl.constexpr(0), tl.constexpr(1)  # words of `state`: the ticket, has it failed
 _ABORTED, _LATE = tl.constexpr(protocol.ABORTED), tl.constexpr(LATE)
 
 
@@ -62,10 +62,9 @@ def fill(
 
 
 @triton.jit
-def verdict(done, ticket, abort, error):
-    """The status after a wait that ended with these words."""
-    answered = tl.where(done == ticket, error, _LATE)
-    return tl.where(abort != 0, _ABORTED, answered)
+def verdict(done, ticket, abort):
+    """The error of a wait that ended with these words, or 0."""
+    return tl.where(abort != 0, _ABORTED, tl.where(done == ticket, 0, _LATE))
 
 
 @triton.jit
@@ -133,11 +132,17 @@ def post_kernel(
 
 
 @triton.jit
-def wait_kernel(control, state, limit, PDL: tl.constexpr = False):
-    """Return when the ticket is answered, the mailbox aborted or `limit` nanoseconds have gone."""
-    pdl.relay(PDL)
-    if tl.load(state + _STATUS) == 0:
-        ticket = tl.load(state + _NUMBER)
+def wait_kernel(control, state, limit, EARLY: tl.constexpr, PDL: tl.constexpr = False):
+    """Return when the ticket is answered, the mailbox aborted or `limit` nanoseconds have gone.
+
+    EARLY where other kernels lie between the question and this one: the last of them lets this one
+    in when the question's has ended, so it looks while that one computes.
+    """
+    pdl.let_in(PDL)
+    if not EARLY:
+        pdl.hold(PDL)
+    if tl.load(state + _STATUS, volatile=True) == 0:
+        ticket = tl.load(state + _NUMBER, volatile=True)
         began = nanoseconds()
         done = tl.load(control + _DONE, volatile=True)
         abort = tl.load(control + _ABORT, volatile=True)
@@ -147,8 +152,12 @@ def wait_kernel(control, state, limit, PDL: tl.constexpr = False):
             abort = tl.load(control + _ABORT, volatile=True)
             spent = nanoseconds() - began
         acquire()
-        error = tl.load(control + _ERROR, volatile=True)
-        tl.store(state + _STATUS, verdict(done, ticket, abort, error))
+        error = verdict(done, ticket, abort)
+        if error != 0:
+            tl.store(state + _STATUS, error)
+            tl.store(control + _ERROR, error)
+    if EARLY:
+        pdl.hold(PDL)
 
 
 class Handoff:
@@ -185,14 +194,17 @@ class Handoff:
             **_constants(self.box.hidden, self.box.top_k),
         )  # fmt: skip
 
-    def wait(self, seconds: float = 1.0) -> None:
-        """Hold the stream until the answer is there, at most so long."""
-        launch(wait_kernel, (1,), self.control, self.state, int(seconds * 1e9), num_warps=1)
+    def wait(self, seconds: float = 1.0, early: bool = False) -> None:
+        """Hold the stream until the answer is there, at most so long; `early` if products with
+        weights have been enqueued since the question.
+        """
+        limit = int(seconds * 1e9)
+        launch(wait_kernel, (1,), self.control, self.state, limit, num_warps=1, EARLY=early)
 
     def failure(self) -> str | None:
-        """What went wrong since the last `reset`, in words; waits for the GPU."""
-        status = int(self.state[1])
-        return FAILURES[status] if status else None
+        """What went wrong since the last `reset`, in words, once the GPU is through."""
+        error = self.box.word(ERROR)
+        return FAILURES[error] if error else None
 
     def reset(self, seconds: float = 1.0) -> None:
         """Forget a failure. Nothing of the graph may be running.
@@ -230,4 +242,5 @@ def configurations(arch: int, sizes: AnySizes = R1) -> Iterator[Configuration]:
     constants = _constants(sizes.hidden_size, experts_per_token(sizes))
     yield Configuration(post_kernel, post, constants, 8, 2)
     wait = {"control": "*i64", "state": "*i64", "limit": "i32"}
-    yield Configuration(wait_kernel, wait, {}, 1, 2)
+    for early in (False, True):
+        yield Configuration(wait_kernel, wait, {"EARLY": early}, 1, 2)

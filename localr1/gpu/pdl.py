@@ -21,16 +21,28 @@ ARCHITECTURE = 90  # the first that can
 
 
 @triton.jit
-def start(PDL: tl.constexpr):
-    """Hold until the kernel in front has ended, then let the next one take free places."""
+def hold(PDL: tl.constexpr):
+    """Until the kernel in front has ended."""
     if PDL:
         cuda.gdc_wait()
+
+
+@triton.jit
+def let_in(PDL: tl.constexpr):
+    """The next kernel may take free places."""
+    if PDL:
         cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def start(PDL: tl.constexpr):
+    """Hold until the kernel in front has ended, then let the next one take free places."""
+    hold(PDL)
+    let_in(PDL)
 
 
 @triton.jit
 def relay(PDL: tl.constexpr):
     """As `start`, but let the next kernel in first."""
-    if PDL:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
+    let_in(PDL)
+    hold(PDL)

@@ -22,6 +22,7 @@ from localr1.gpu.mailbox import Handoff, pinned
 from localr1.gpu.sizes import experts_per_token
 from localr1.gpu.tiles import FEW
 from localr1.models.architecture import Config
+from localr1.models.config import ModelConfig
 from localr1.models.experts import feed_forward, only_expert
 from localr1.models.gpu_grouped import add_answers, slots_of
 from localr1.models.gpu_streaming import Streaming
@@ -33,13 +34,14 @@ _DENSE_PIECE = 2048  # the same of a dense FFN in RAM: more need memory, and are
 
 
 class Posted(NamedTuple):
-    """A question in the mailbox."""
+    """A question in the mailbox; `early`: the shared expert works until it is waited for."""
 
     handoff: Handoff
     n_tokens: int
+    early: bool
 
     def wait(self) -> torch.Tensor:
-        self.handoff.wait()
+        self.handoff.wait(early=self.early)
         return self.handoff.out[: self.n_tokens]
 
 
@@ -96,6 +98,7 @@ class Stage:
         self.streaming: Streaming | None = None  # of the prompt that is being read
         self.streamer: Streaming | None = None
         self._streams_from = 0
+        self._early = isinstance(config, ModelConfig) and config.n_shared_experts > 0
         self._only = only_expert(FEW, self.top_k, device)  # graphs read it as long as we live
 
     @property
@@ -109,7 +112,7 @@ class Stage:
         """See parts.Experts.start."""
         if self.handoff is not None:
             self.handoff.post(layer, normed, ids, weights)
-            return Posted(self.handoff, len(normed))
+            return Posted(self.handoff, len(normed), self._early and layer not in self.dense)
         memory = self._memory(normed, ids, weights)
         for copy, part in zip(memory, (normed, ids, weights), strict=False):
             copy[: len(part)].copy_(part, non_blocking=True)
