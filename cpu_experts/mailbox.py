@@ -167,8 +167,8 @@ _VOID = {n: types.void(*[types.int64] * n) for n in (1, 2, 3)}
 
 
 @cache
-def _code() -> tuple[Any, ...]:
-    """`_serve`, `_tell`, `_publish` and `_look`, compiled or loaded once."""
+def code() -> tuple[Any, ...]:
+    """The thread, what tells it, and an asker's two functions, compiled or loaded once."""
     looked = types.boolean(*[types.int64] * 3)
     kinds = ((_serve, _VOID[1]), (_tell, _VOID[3]), (_publish, _VOID[2]), (_look, looked))
     return tuple(entry(*kind) for kind in kinds)
@@ -271,7 +271,7 @@ class Mailbox:
             first = (self._state_address - int(self._state.ctypes.data) + _CONTROL) // 8
             self._state[first : first + len(fields)] = fields
             self.memory[:DATA] = 0
-            _, tell, _, _ = _code()
+            _, tell, _, _ = code()
             tell(self._state_address, _STOP, 0)
             tell(self._state_address, _AWAKE, 1)
             self._thread = threading.Thread(target=self._live, name="cpu_experts-mailbox")
@@ -283,22 +283,22 @@ class Mailbox:
         cores = cpu.physical_cores()
         if self._pool is not None and self._pool.threads <= len(cores):
             os.sched_setaffinity(0, cores[:1])  # the pool's workers have the others
-        _code()[0](self._state_address)
+        code()[0](self._state_address)
 
     def rest(self) -> None:
         """Let the thread and the pool sleep: no ticket will come before `resume`."""
-        _code()[1](self._state_address, _AWAKE, 0)
+        code()[1](self._state_address, _AWAKE, 0)
 
     def resume(self) -> None:
         """Wake the thread and the pool, before the first ticket of a token."""
-        _code()[1](self._state_address, _AWAKE, 1)
+        code()[1](self._state_address, _AWAKE, 1)
 
     def stop(self) -> None:
         """End the thread after the ticket that it is at; stopping twice does nothing."""
         global _running
         if self._thread is None:
             return
-        tell = _code()[1]
+        tell = code()[1]
         tell(self._state_address, _STOP, 1)
         tell(self._state_address, _AWAKE, 1)
         self._thread.join()
@@ -322,12 +322,12 @@ class Mailbox:
             self._write(at_ids, np.ascontiguousarray(ids, dtype=np.int32))
             self._write(at_weights, np.ascontiguousarray(weights, dtype=np.float32))
             self._write(at_x, np.ascontiguousarray(x, dtype=np.float32))
-        _code()[2](self.address, ticket)
+        code()[2](self.address, ticket)
         return ticket
 
     def wait(self, ticket: int, seconds: float = 1.0) -> np.ndarray:
         """The answer to a ticket, float32 [tokens, hidden]. MailboxError instead of waiting on."""
-        look, end = _code()[3], time.monotonic() + seconds
+        look, end = code()[3], time.monotonic() + seconds
         while not look(self.address, ticket, _ROUNDS):
             if self.word(ABORT):
                 raise MailboxError(ERRORS[ABORTED])

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cpu_experts import bf16_experts, bf16_products
+from cpu_experts import bf16_experts, bf16_products, mailbox
 from cpu_experts.activations import prepared
 from cpu_experts.cache import folder_is_shared, use_own_folder
 from cpu_experts.cpu import default_threads, tier
@@ -36,16 +36,19 @@ _COMMON: dict[str, Callable[[], object]] = {
     "activations": prepared,
     "pool": pool_address,
 }
-_LONG = ("moe", "moe few tokens", "step attend_latents", "step attend_heads")
-_ALL = {**_COMMON, **bf16_products.STEPS, **bf16_experts.STEPS, **codes((LATENT, GROUPED))}
+MAILBOX = "mailbox"
+_MAILBOX: dict[str, Callable[[], object]] = {MAILBOX: mailbox.code}
+_LONG = ("moe", "moe few tokens", MAILBOX, "step attend_latents", "step attend_heads")
+_PROGRAMS = codes((LATENT, GROUPED))
+_ALL = {**_COMMON, **_MAILBOX, **bf16_products.STEPS, **bf16_experts.STEPS, **_PROGRAMS}
 
 
 def warmup(
-    formats: Iterable[str], attention: Sequence[str] = (LATENT, GROUPED)
+    formats: Iterable[str], callers: Sequence[str] = (LATENT, GROUPED)
 ) -> Iterator[tuple[int, int]]:
     """Yields (done, total) while it works; UnsupportedFormat names a format that has no kernel.
 
-    `attention`: the kinds that programs are made with (token_program.py), none where none are.
+    `callers`: LATENT or GROUPED for programs with such attention (token_program.py), MAILBOX.
     Steps are seconds long on the first run and milliseconds after it.
     """
     names = sorted(set(formats))
@@ -53,8 +56,9 @@ def warmup(
         if name not in FORMATS:
             raise UnsupportedFormat(f"no kernel for weight format {name}")
     tiles, *small = ([f"{name} {role}" for name in names] for role in (TILES, ROWS, DEQUANT))
-    programs = codes(attention) if attention else {}
-    known = [*_COMMON, *programs]
+    attention = [caller for caller in callers if caller != MAILBOX]
+    asked = _MAILBOX if MAILBOX in callers else {}
+    known = [*_COMMON, *asked, *(codes(attention) if attention else {})]
     long = [step for step in known if step in _LONG]
     short = [step for step in known if step not in _LONG]
     wide = bf16_products.steps(names)

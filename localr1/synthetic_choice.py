@@ -43,12 +43,11 @@ class Choices:
     def random(self, n_tokens: int) -> torch.Tensor:
         """int32 `[layers, T, k]` in RAM, no expert twice for a token."""
         shape = n_tokens, self.n_experts
-        layers = [
-            self._rng.random(shape, np.float32).argpartition(self.top_k - 1, axis=1)
-            for _ in range(self.n_layers)
-        ]
-        ids = np.stack([layer[:, : self.top_k] for layer in layers])
-        return torch.from_numpy(ids.astype(np.int32))
+        layers = []
+        for _ in range(self.n_layers):
+            order = self._rng.random(shape, np.float32).argpartition(self.top_k - 1, axis=1)
+            layers.append(order[:, : self.top_k].astype(np.int32))
+        return torch.from_numpy(np.stack(layers))
 
     def draw(self, n_tokens: int = 1, stub: bool = False) -> None:
         """New experts for the next `n_tokens` tokens; with `stub` none, so that nothing is read."""

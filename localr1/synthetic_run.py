@@ -19,6 +19,7 @@ import torch
 import cpu_experts
 from cpu_experts import ExpertBank
 from cpu_experts.token_program import GROUPED, LATENT, Row, TokenProgram
+from cpu_experts.warmup import MAILBOX
 from localr1.engine import halves
 from localr1.engine.runner import SUPER_CHUNK
 from localr1.engine.sampler import Sampler, SamplingParams
@@ -86,8 +87,10 @@ class SyntheticRun:
         with self._timed("fill memory"):
             self.weights = SyntheticWeights(config, quant, in_ram, _room(ram), report)
         with self._timed("compile CPU kernels"):
-            attention = LATENT if isinstance(config, ModelConfig) else GROUPED
-            _warm_up(self.weights.formats, () if on_gpu else (attention,), report)
+            caller = LATENT if isinstance(config, ModelConfig) else GROUPED
+            if on_gpu:
+                caller = MAILBOX
+            _warm_up(self.weights.formats, caller, report)
         if on_gpu:
             with self._timed("compile GPU kernels"):
                 _warm_up_gpu(config, self.weights, cache, streams_from is not None, report)
@@ -328,10 +331,10 @@ def _room(ram: int | None) -> int:
     return ram
 
 
-def _warm_up(formats: set[str], attention: tuple[str, ...], report: Report) -> None:
+def _warm_up(formats: set[str], caller: str, report: Report) -> None:
     """Compile what the CPU's part needs, or load it from the disk cache."""
     with HeldInterrupts() as held:
-        for done, total in cpu_experts.warmup(sorted(formats), attention):
+        for done, total in cpu_experts.warmup(sorted(formats), [caller]):
             report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
             held.check()
 

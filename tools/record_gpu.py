@@ -31,8 +31,8 @@ LONG = ["--quant", "Q8_0", "--layers", "4", "--context", "131072", "--prefill", 
 DENSE = ["--context", "4096", "--prefill", "4000"]
 RUNS = (
     ("R1, 8K", R1, ["--context", "8192", "--prefill", "2048"]),
-    ("R1, 1K", R1, ["--context", "1024", *SMALL]),
-    ("R1, 32K", R1, ["--context", "32768", *SMALL]),
+    ("R1, 1K", R1, ["--context", "1024", "--prefill", "1000", *SMALL]),
+    ("R1, 32K", R1, ["--context", "32768", "--prefill", "32000", *SMALL]),
     ("R1, 8K, experts answer at once", R1, ["--context", "8192", "--stub", "--ram", "8"]),
     ("9 layers of R1, a prompt of 4K", R1, [*PROMPT, *SMALL]),
     ("4 layers of R1 in Q8_0, a prompt of 131K", R1, [*LONG, "--tokens", "3", *SMALL]),

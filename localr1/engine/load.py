@@ -8,6 +8,7 @@ from collections.abc import Callable
 import cpu_experts
 from cpu_experts import QuantTensor
 from cpu_experts.token_program import GROUPED, LATENT
+from cpu_experts.warmup import MAILBOX
 from localr1.engine.device import AUTO as AUTO_DEVICE
 from localr1.engine.device import CUDA, room
 from localr1.engine.engine import Engine
@@ -26,7 +27,7 @@ from localr1.models.source import Source
 from localr1.models.transformer import Transformer
 from offload.errors import NoRoom, ResidencyError, Unknown
 from offload.hardware import Hardware
-from offload.placement import Placement, Tier, layers_named
+from offload.placement import Kind, Placement, Tier, layers_named
 from offload.planner import LEAST_CONTEXT, plan
 from offload.residency import AUTO, MAPPED, OWNED, holder, release
 from offload.shortage import in_8_bits
@@ -70,17 +71,17 @@ def load_engine(
     roomier = in_8_bits(stock.weights, machine.hardware, stock.demands, found)
     weights = _bring_in(source, residency, found, report)
     cpu_experts.set_threads(threads)
-    attention = LATENT if isinstance(config, ModelConfig) else GROUPED
+    callers = _callers(config, stock, found)
     runner: Runner
     if found.gpu and machine.gpu is not None:
         from localr1.engine.gpu_load import gpu_runner
 
         formats = {weights[name].format.name for name in _names(source, found, Tier.RAM)}
-        _compile(formats, (attention,) if found.cpu_layers else (), report)
+        _compile(formats, callers, report)
         runner = gpu_runner(config, weights, found, machine.gpu, cache, residency == OWNED, report)
         _release(source, found, runner.reads_embedding)
     else:
-        _compile(formats, (attention,), report)
+        _compile(formats, callers, report)
         runner = TransformerRunner(Transformer(config, weights, found.context), found.context)
     told = notes(machine.problem, runner, found, cache, roomier)
     return Engine(runner, stop_ids, found, told)
@@ -120,12 +121,23 @@ def _names(source: Source, found: Placement, tier: Tier) -> list[str]:
     return [name for name in source.names() if found.tiers.get(name) is tier]
 
 
-def _compile(formats: set[str], attention: tuple[str, ...], report: Report) -> None:
-    """Compile what these formats and programs need, or load it from the disk cache."""
+def _callers(config: Config, stock: Inventory, found: Placement) -> list[str]:
+    """Who will call the CPU's kernels: programs of its layers, the mailbox of a GPU, or both."""
+    callers = []
+    if found.cpu_layers or not found.gpu:
+        callers.append(LATENT if isinstance(config, ModelConfig) else GROUPED)
+    ffns = [weight.name for weight in stock.weights if weight.kind in (Kind.DENSE, Kind.ROUTED)]
+    if found.gpu and any(found.tier(name) is not Tier.GPU for name in ffns):
+        callers.append(MAILBOX)
+    return callers
+
+
+def _compile(formats: set[str], callers: list[str], report: Report) -> None:
+    """Compile what these formats and callers need, or load it from the disk cache."""
     stage = "Compiling CPU kernels, first run only"
     try:
         with HeldInterrupts() as held:  # Ctrl-C inside LLVM's callbacks would be lost, aloud
-            for done, total in cpu_experts.warmup(sorted(formats), attention):
+            for done, total in cpu_experts.warmup(sorted(formats), callers):
                 report(Progress(stage, done, total, "kernels"))
                 held.check()
     except cpu_experts.UnsupportedISA as error:

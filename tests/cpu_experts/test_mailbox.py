@@ -201,3 +201,26 @@ def test_its_memory_serves_every_number_of_tokens() -> None:
     box = Mailbox((bank,), 2048, 8, 8)
     room = box._work.nbytes - SCRATCH_BYTES
     assert max(workspace_bytes(bank, n, 8 * n, True) for n in range(1, 9)) <= room
+
+
+def test_a_warm_up_for_it_leaves_nothing_to_compile(tmp_path) -> None:
+    """From its start to the first answer."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cpu_experts import warmup\n"
+        "from cpu_experts.mailbox import Mailbox\n"
+        "from cpu_experts.warmup import MAILBOX\n"
+        "from tests.cpu_experts.test_mailbox import BANKS, HIDDEN, TOP_K, question\n"
+        "for _ in warmup(['Q8_0'], [MAILBOX]): pass\n"
+        "before = sorted(Path(sys.argv[1]).rglob('*.nbc'))\n"
+        "box = Mailbox(BANKS[2:3], HIDDEN, TOP_K, 1)\n"
+        "box.start()\n"
+        "box.wait(box.submit(0, *question()))\n"
+        "box.stop()\n"
+        "assert before and sorted(Path(sys.argv[1]).rglob('*.nbc')) == before\n"
+    )
+    env = {"PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
