@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import tempfile
@@ -26,6 +27,8 @@ from triton.runtime.jit import JITFunction
 from localr1.gpu import pdl
 from localr1.gpu.driver import GpuError
 
+# Kernels know numbers of the mailbox.
+_PACKAGES = (Path(__file__).parent, Path(__file__).parents[2] / "cpu_experts")
 _MAGIC = b"localr1 cubin 1\n"
 ALIGNMENT = 16  # bytes: pointers and strides that allow loads of full width
 
@@ -104,14 +107,29 @@ def key(configuration: Configuration, arch: int) -> str:
     """A name for the machine code: equal only if all is that it is made of."""
     full = configuration.complete(arch)
     constants = {
-        name: getattr(value, "cache_key", None) or f"{type(value).__name__} {value}"
-        for name, value in full.constants.items()
+        name: f"{type(value).__name__} {_written(value)}" for name, value in full.constants.items()
     }
     parts = (
-        *(full.fn.cache_key, triton.__version__, arch, sorted(full.signature.items())),
-        *(sorted(constants.items()), full.num_warps, full.num_stages, full.max_registers),
+        *(_sources(inspect.getfile(full.fn.fn)), _written(full.fn), triton.__version__, arch),
+        *(sorted(full.signature.items()), sorted(constants.items())),
+        *(full.num_warps, full.num_stages, full.max_registers),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@cache
+def _sources(file: str) -> str:
+    """A digest of what kernels are written in: our packages, and `file`, which need not be theirs.
+
+    Triton's own key of a function depends, in 3.6, on which others it was asked for before: two
+    processes would not find what the other has compiled.
+    """
+    digest = hashlib.sha256()
+    for folder in _PACKAGES:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def cubin(configuration: Configuration, arch: int) -> Cubin:

@@ -130,6 +130,30 @@ print(len(keys), same in keys)
     assert changed == "14 True\n"
 
 
+def test_a_helper_has_the_keys_of_its_parent(tmp_path: Path) -> None:
+    """In whichever order it is asked; else it leaves code where the parent does not look."""
+    made = run(
+        """
+from localr1.gpu.cubins import key
+from localr1.gpu.kernels import kernels
+from localr1.gpu.sizes import R1
+every = kernels(90, R1, {"Q4_K", "Q6_K", "Q8_0"}, set(), {"Q4_K"}, {"Q4_K"})
+print(json.dumps([(c.to_json(), key(c, 90)) for c in every]))
+""",
+        tmp_path,
+    )
+    (tmp_path / "keys.json").write_text(made)
+    for seed in range(3):
+        code = f"""
+import random
+from localr1.gpu.cubins import key
+every = json.loads(Path({str(tmp_path / "keys.json")!r}).read_text())
+random.Random({seed}).shuffle(every)
+print([text for text, wanted in every if key(Configuration.from_json(text), 90) != wanted])
+"""
+        assert run(code, tmp_path) == "[]\n"
+
+
 def test_a_configuration_survives_the_way_to_another_process() -> None:
     copy = Configuration.from_json(PLAIN.to_json())
     assert copy.fn is scale_kernel and copy == PLAIN
