@@ -160,10 +160,11 @@ def measure(
     limits = _limits(subject, stock, kept, gpu, options, speed)
     rows += _decode(times, experts, kept.title, limits, options)
     loads = subject.seconds.items()
+    meanwhile = replace(found, ram_bandwidth=limits["read_bandwidth"] * 1e9)
+    again = planned(stock, gpu, meanwhile, options.context)
     cards: list[dict[str, Any]] = []
     if not options.stub:
-        bandwidth = limits["read_bandwidth"] * 1e9
-        cards += projections(stock, found, options.context, _depth(options), bandwidth)
+        cards += projections(stock, meanwhile, options.context, _depth(options))
     return {
         "machine": {**machine(), "isa": cpu_experts.tier(), "gpu": asdict(gpu) if gpu else None},
         "model": name,
@@ -178,7 +179,7 @@ def measure(
             "distinct_bytes": subject.weights.distinct_bytes,
         },
         "limits": limits,
-        "plan": _plan_facts(placed, subject, found, options.stub),
+        "plan": _plan_facts(placed, again, subject, found, options.stub),
         "projections": cards,
         "rows": [asdict(_row(name, "load", 0, seconds, "s")) for name, seconds in loads]
         + [asdict(row) for row in rows],
@@ -301,11 +302,12 @@ def parts_of(
 
 
 def _plan_facts(
-    placed: Placement, subject: SyntheticRun, found: Hardware, stub: bool
+    placed: Placement, again: Placement, subject: SyntheticRun, found: Hardware, stub: bool
 ) -> dict[str, Any]:
     """What the plan said, beside what was taken: of VRAM by the driver, of RAM by the system at the
     peak. Bytes; the margin is apart. `ram` is the whole model's, `ram_held` that of the weights
-    which are really there. The plan knows no `stub`, so its decode is None then.
+    which are really there. `again` is the plan for RAM as fast as it was meanwhile. A plan knows no
+    `stub`, so there is no decode then.
     """
     margin = sum(item.nbytes for item in placed.gpu if item.name == "margin")
     before = usable_gpu(found)
@@ -321,6 +323,7 @@ def _plan_facts(
         "ram_measured": ram_peak.peak(),
         "ram_parts": ram_peak.now(),
         "decode": None if stub else placed.prediction.decode_tps,
+        "decode_meanwhile": None if stub else again.prediction.decode_tps,
         "decode_depth": DEPTH,
         "prefill": placed.prediction.prefill_tps,
     }

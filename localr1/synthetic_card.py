@@ -47,7 +47,8 @@ def _plan(result: dict[str, Any]) -> list[str]:
     if plan["decode"] is not None:
         speed = f"{plan['decode']:.2f} tokens/s behind {plan['decode_depth']:,} tokens"
         short = ", with RAM enough" if plan["ram"] > plan["ram_total"] else ""
-        lines.append(f"  the plan said  {speed}{short}")
+        meanwhile = f"{plan['decode_meanwhile']:.2f} for RAM as fast as it was meanwhile"
+        lines.append(f"  the plan said  {speed}{short}; {meanwhile}")
     if plan["vram_measured"] is not None:
         lines.append(
             f"  VRAM taken     {_gib(plan['vram_measured'])}, by the driver; planned "

@@ -122,13 +122,12 @@ def traffic(stock: Inventory, kept: InRam, depth: int, stub: bool = False) -> Tr
 
 
 def projections(
-    stock: Inventory, found: Hardware, context: int, depth: int, ram_bandwidth: float
+    stock: Inventory, found: Hardware, context: int, depth: int
 ) -> Iterator[dict[str, Any]]:
     """Decode on cards that are not here, with RAM as fast as this machine's, and the RAM that the
     model needs beside them, which this machine need not have: the limit behind `depth` tokens, and
     what the plan expects behind DEPTH of them.
     """
-    found = replace(found, ram_bandwidth=ram_bandwidth)
     for name, bandwidth in _CARDS.items():
         card = on_paper(vram=24 * _GIB, ram=1 << 50, vram_bandwidth=bandwidth).gpus[0]
         roomy = replace(card, free=1 << 50)
@@ -137,7 +136,7 @@ def projections(
         except DoesNotFit:
             placed, fits = planned(stock, roomy, found, context), False
         read = traffic(stock, in_ram(stock, placed, True), depth)
-        seconds = read.seconds(ram_bandwidth, bandwidth)
+        seconds = read.seconds(found.ram_bandwidth, bandwidth)
         yield {
             "card": name,
             "decode_limit": 1 / seconds,

@@ -112,6 +112,17 @@ def test_the_result_is_told_and_is_json(result: dict[str, Any]) -> None:
     assert "this machine has 0.00 GiB: the model does not fit it" in synthetic_card.card(small)
 
 
+def test_the_plan_is_made_again_for_ram_as_fast_as_it_was(
+    result: dict[str, Any], tiny: ModelConfig, machine
+) -> None:
+    """On a machine that was met when RAM was slow."""
+    slow = replace(machine, ram_bandwidth=machine.ram_bandwidth / 1000)
+    found = bench_synthetic.measure("t", tiny, replace(QUICK, prefill=0), slow)["plan"]
+    assert found["decode"] < found["decode_meanwhile"] / 10
+    text = synthetic_card.card(result)
+    assert f"{result['plan']['decode_meanwhile']:.2f} for RAM as fast as it was meanwhile" in text
+
+
 def test_a_projection_is_the_limit_with_that_card(result: dict[str, Any]) -> None:
     quick, slow = result["projections"]
     assert quick["decode_limit"] > slow["decode_limit"] and quick["fits"] and slow["fits"]

@@ -95,6 +95,8 @@ def rows(name: str, result: dict[str, Any]) -> list[str]:
     if plan["decode"] is not None:
         what = f"decode, as planned behind {plan['decode_depth']:,} tokens"
         lines.append(f"| {name} | {what} | {plan['decode']:,.2f} tokens/s | |")
+        again = f"{plan['decode_meanwhile']:,.2f} tokens/s"
+        lines.append(f"| {name} | the same for RAM as fast as it was meanwhile | {again} | |")
     if plan["vram_measured"] is not None:
         taken, planned = (plan[key] / gib for key in ("vram_measured", "vram"))
         lines.append(f"| {name} | VRAM, plan's {planned:.2f} | {taken:.2f} GiB | |")
