@@ -162,9 +162,7 @@ def measure(
     loads = subject.seconds.items()
     meanwhile = replace(found, ram_bandwidth=limits["read_bandwidth"] * 1e9)
     again = planned(stock, gpu, meanwhile, options.context)
-    cards: list[dict[str, Any]] = []
-    if not options.stub:
-        cards += projections(stock, meanwhile, options.context, _depth(options))
+    cards = projections(stock, meanwhile, options.context, _depth(options))
     return {
         "machine": {**machine(), "isa": cpu_experts.tier(), "gpu": asdict(gpu) if gpu else None},
         "model": name,
@@ -180,7 +178,7 @@ def measure(
         },
         "limits": limits,
         "plan": _plan_facts(placed, again, subject, found, options.stub),
-        "projections": cards,
+        "projections": [] if options.stub else list(cards),
         "rows": [asdict(_row(name, "load", 0, seconds, "s")) for name, seconds in loads]
         + [asdict(row) for row in rows],
     }

@@ -106,21 +106,16 @@ def test_the_limit_is_of_all_bytes_that_a_token_reads(
 def test_the_result_is_told_and_is_json(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
     text = synthetic_card.card(result)
-    assert "all distinct" in text and "projected, not measured" in text and "RTX 3090" in text
+    assert "all distinct" in text and "as it was meanwhile" in text and "RTX 3090" in text
     assert "with this RAM's bandwidth" in text and "does not fit" not in text
     small = {**result, "plan": {**result["plan"], "ram_total": MIB}}
     assert "this machine has 0.00 GiB: the model does not fit it" in synthetic_card.card(small)
 
 
-def test_the_plan_is_made_again_for_ram_as_fast_as_it_was(
-    result: dict[str, Any], tiny: ModelConfig, machine
-) -> None:
-    """On a machine that was met when RAM was slow."""
+def test_the_plan_is_made_again_for_ram_as_fast_as_it_was(tiny: ModelConfig, machine) -> None:
     slow = replace(machine, ram_bandwidth=machine.ram_bandwidth / 1000)
-    found = bench_synthetic.measure("t", tiny, replace(QUICK, prefill=0), slow)["plan"]
-    assert found["decode"] < found["decode_meanwhile"] / 10
-    text = synthetic_card.card(result)
-    assert f"{result['plan']['decode_meanwhile']:.2f} for RAM as fast as it was meanwhile" in text
+    plan = bench_synthetic.measure("t", tiny, replace(QUICK, prefill=0), slow)["plan"]
+    assert plan["decode"] < plan["decode_meanwhile"] / 10
 
 
 def test_a_projection_is_the_limit_with_that_card(result: dict[str, Any]) -> None:
@@ -156,9 +151,8 @@ def test_ram_is_what_the_plan_says_of_the_weights_that_are_there(tiny: ModelConf
 def test_with_a_stub_nothing_of_the_experts_is_read(tiny: ModelConfig, machine) -> None:
     stubbed = bench_synthetic.measure("t", tiny, replace(QUICK, stub=True, prefill=0), machine)
     assert stubbed["limits"]["routed_bytes_per_token"] == 0
-    assert [row["name"] for row in stubbed["rows"] if row["phase"] == "decode"] == [
-        "decode", "a token", "all but routed experts",
-    ]  # fmt: skip
+    decode = [row["name"] for row in stubbed["rows"] if row["phase"] == "decode"]
+    assert decode == ["decode", "a token", "all but routed experts"]
     text = synthetic_card.card(stubbed)
     assert "answer at once" in text and "the plan said" not in text
     assert stubbed["plan"]["decode"] is None

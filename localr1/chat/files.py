@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from localr1.errors import USAGE, LocalR1Error
@@ -29,7 +30,8 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # an interrupt behind the replacement
+            os.unlink(temporary)
         raise
 
 

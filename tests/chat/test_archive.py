@@ -116,6 +116,21 @@ def test_a_failed_write_leaves_the_old_file(
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_an_interrupt_behind_the_replacement_is_told_as_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def interrupted(*paths: str) -> None:
+        replace(*paths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "new" and os.listdir(tmp_path) == ["x"]
+
+
 def test_writing_to_links_and_devices(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
