@@ -87,10 +87,10 @@ class SyntheticRun:
         with self._timed("fill memory"):
             self.weights = SyntheticWeights(config, quant, in_ram, _room(ram), report)
         with self._timed("compile CPU kernels"):
-            caller = LATENT if isinstance(config, ModelConfig) else GROUPED
+            callers = [LATENT if isinstance(config, ModelConfig) else GROUPED]
             if on_gpu:
-                caller = MAILBOX
-            _warm_up(self.weights.formats, caller, report)
+                callers = [MAILBOX] if in_ram else []
+            _warm_up(self.weights.formats, callers, report)
         if on_gpu:
             with self._timed("compile GPU kernels"):
                 _warm_up_gpu(config, self.weights, cache, streams_from is not None, report)
@@ -331,10 +331,10 @@ def _room(ram: int | None) -> int:
     return ram
 
 
-def _warm_up(formats: set[str], caller: str, report: Report) -> None:
+def _warm_up(formats: set[str], callers: list[str], report: Report) -> None:
     """Compile what the CPU's part needs, or load it from the disk cache."""
     with HeldInterrupts() as held:
-        for done, total in cpu_experts.warmup(sorted(formats), [caller]):
+        for done, total in cpu_experts.warmup(sorted(formats), callers):
             report(Progress("Compiling CPU kernels, first run only", done, total, "kernels"))
             held.check()
 

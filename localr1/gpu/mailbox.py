@@ -8,7 +8,7 @@ lives in device memory and is counted there.
 
 What fails stands in the mailbox's ERROR word, which the host reads behind the token and then throws
 the token away: a number of `cpu_experts.mailbox.ERRORS`, or `LATE` for a wait that ran out. The GPU
-does not look there, which would take a microsecond of each layer. Where it gave up waiting, it
+does not look there, which would be a read through PCIe in each layer. Where it gave up waiting, it
 keeps that as a status, and posts and waits of the same graph do nothing from then on.
 """
 
